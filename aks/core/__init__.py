@@ -1,0 +1,1 @@
+"""Nouns: problem, config, device, measurement, features, metrics, errors. Standard library only."""

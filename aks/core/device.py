@@ -1,0 +1,129 @@
+"""Facts of a GPU, as the selector sees them."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from importlib import resources
+from typing import Any, Self
+
+from aks.core.errors import UnknownDeviceError
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSpec:
+    """Facts of one GPU (or of one partition of it). All integers, so that trees can read them.
+
+    dram_gb_s is the datasheet's bandwidth in 10^9 bytes a second; tflops_16bit the dense bf16/fp16
+    tensor-core rate in 10^12 operations a second; clock_mhz the boost clock of the SMs;
+    capability 10 x major + minor (90 for Hopper).
+    """
+
+    name: str
+    capability: int
+    sm_count: int
+    l2_bytes: int
+    dram_gb_s: int
+    tflops_16bit: int
+    clock_mhz: int
+    smem_bytes_per_sm: int
+    smem_bytes_per_block: int
+    registers_per_sm: int = 65536
+    max_threads_per_block: int = 1024
+
+    def __post_init__(self) -> None:
+        for field in fields(self)[1:]:
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise UnknownDeviceError(f"device {self.name!r} has {field.name}={value!r}; it must be an integer >= 1")
+
+    @classmethod
+    def from_row(cls, row: dict[str, Any]) -> Self:
+        """The device in a mapping that has (at least) this type's fields, its name under ``device``."""
+        known = {field.name for field in fields(cls)} - {"name"}
+        try:
+            return cls(name=row["device"], **{name: int(row[name]) for name in known if name in row})
+        except (TypeError, KeyError) as error:
+            raise UnknownDeviceError(f"no DeviceSpec in {row!r}: {error}") from error
+
+    def to_row(self) -> dict[str, Any]:
+        """Field names and values, the name under ``device`` (measurement rows have other names too)."""
+        row = asdict(self)
+        return {"device": row.pop("name"), **row}
+
+    def variables(self) -> dict[str, int]:
+        """The facts that formulas may read."""
+        row = asdict(self)
+        del row["name"]
+        return row
+
+
+@cache
+def known_devices() -> dict[str, DeviceSpec]:
+    """The rows of ``devices.toml`` by name."""
+    text = resources.files("aks.core").joinpath("devices.toml").read_text()
+    return {name: DeviceSpec(name=name, **row) for name, row in tomllib.loads(text).items()}
+
+
+def find_device(name: str) -> DeviceSpec:
+    """The row of ``devices.toml`` for ``name``: ours (``h200``) or the driver's (``NVIDIA H200``).
+
+    Raises
+    ------
+    UnknownDeviceError
+        If there is none.
+    """
+    slug = device_slug(name)
+    try:
+        return known_devices()[slug]
+    except KeyError:
+        raise UnknownDeviceError(
+            f"no DeviceSpec for {name!r}; known: {', '.join(sorted(known_devices()))}; add a row to devices.toml"
+        ) from None
+
+
+def device_slug(name: str) -> str:
+    """``NVIDIA H100 80GB HBM3`` is ``h100-80gb-hbm3``; a name already short stays."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return slug.removeprefix("nvidia-").removeprefix("geforce-")
+
+
+def current_device(index: int = 0) -> DeviceSpec:
+    """The GPU that PyTorch sees: its row of ``devices.toml``, or else the driver's facts.
+
+    The driver does not tell the tensor-core rate; it is derived from the clock and the SM count at
+    the rate of the capability, and the bandwidth from the memory clock and bus width.
+
+    Raises
+    ------
+    UnknownDeviceError
+        If no CUDA GPU is visible.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UnknownDeviceError("no CUDA GPU is visible; pass a device by name, or run on a machine with one")
+    facts = torch.cuda.get_device_properties(index)
+    slug = device_slug(facts.name)
+    if slug in known_devices():
+        return known_devices()[slug]
+    capability = 10 * facts.major + facts.minor
+    clock_mhz = int(getattr(facts, "clock_rate", 0)) // 1000 or 1500
+    memory_mhz = int(getattr(facts, "memory_clock_rate", 0)) // 1000
+    bus_bits = int(getattr(facts, "memory_bus_width", 0))
+    # Dense 16-bit tensor-core operations per SM and clock: NVIDIA's architecture white papers.
+    per_clock = {80: 2048, 90: 4096, 100: 8192, 103: 8192}.get(capability, 1024)
+    return DeviceSpec(
+        name=slug,
+        capability=capability,
+        sm_count=facts.multi_processor_count,
+        l2_bytes=facts.L2_cache_size,
+        dram_gb_s=2 * memory_mhz * bus_bits // 8000 or 1000,
+        tflops_16bit=max(1, facts.multi_processor_count * clock_mhz * per_clock // 1_000_000),
+        clock_mhz=clock_mhz,
+        smem_bytes_per_sm=facts.shared_memory_per_multiprocessor,
+        smem_bytes_per_block=facts.shared_memory_per_block_optin,
+        registers_per_sm=facts.regs_per_multiprocessor,
+    )

@@ -1,0 +1,54 @@
+"""Feature tables: named integer formulas over a problem's axes and a device's facts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from aks.core import formula
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """One input of the selector and of the tree.
+
+    The value is a non-negative integer that fits in int64. Training reads it through numpy, the
+    exported trees through Python and C: all three from ``formula``.
+    """
+
+    name: str
+    formula: str
+    doc: str = ""
+
+    def __post_init__(self) -> None:
+        formula.parse(self.formula)
+
+
+def evaluate(features: tuple[Feature, ...], variables: Mapping[str, int]) -> tuple[int, ...]:
+    """Values of ``features``, in order, for one problem on one device."""
+    return tuple(formula.compile_python(feature.formula)(variables) for feature in features)
+
+
+def evaluate_columns(features: tuple[Feature, ...], columns):
+    """Values of ``features`` over many problems.
+
+    columns: mapping of variable name to int64 array [P] (or a scalar, which is broadcast).
+    Returns an int64 array [P, F].
+    """
+    import numpy as np
+
+    columns = {name: np.asarray(column, dtype=np.int64) for name, column in columns.items()}
+    length = max((column.shape[0] for column in columns.values() if column.ndim), default=1)
+    namespace = {
+        "__builtins__": {},
+        "ceil_div": formula.ceil_div,
+        "next_pow2": lambda a: np.int64(1) << np.ceil(np.log2(np.maximum(a, 1))).astype(np.int64),
+        "min": lambda *values: np.minimum.reduce(np.broadcast_arrays(*values)),
+        "max": lambda *values: np.maximum.reduce(np.broadcast_arrays(*values)),
+    }
+    result = np.empty((length, len(features)), dtype=np.int64)
+    for index, feature in enumerate(features):
+        code = compile(feature.formula, f"<feature {feature.name}>", "eval")
+        result[:, index] = eval(code, namespace, columns)  # noqa: S307: Feature parsed it
+    return result
+

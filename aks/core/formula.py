@@ -1,0 +1,156 @@
+"""Integer formulas that Python, numpy and C read alike.
+
+Features and rules are written once, as text, over non-negative integers: ``ceil_div(m, 64) * ceil_div(n, 64)``.
+The text is a small subset of Python, so that Python evaluates it as it stands, numpy evaluates it
+over columns, and C gets the same expression with ``//`` spelt ``/``. Operands are never negative:
+that is what makes the two divisions equal, and a formula that could subtract is refused.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+
+from aks.core.errors import FormulaError
+
+FUNCTIONS = ("ceil_div", "min", "max", "next_pow2")
+_BINARY = {ast.Add: "+", ast.Mult: "*", ast.FloorDiv: "/", ast.Mod: "%"}
+_COMPARE = {ast.LtE: "<=", ast.Lt: "<", ast.GtE: ">=", ast.Gt: ">", ast.Eq: "==", ast.NotEq: "!="}
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Smallest integer that is at least ``a / b``, for ``a >= 0`` and ``b > 0``."""
+    return (a + b - 1) // b
+
+
+def next_pow2(a: int) -> int:
+    """Smallest power of two that is at least ``a``, for ``a >= 1``."""
+    return 1 << (a - 1).bit_length()
+
+
+@lru_cache(maxsize=4096)
+def parse(text: str) -> ast.expr:
+    """Parse a formula and check that every node of it means the same in Python and in C.
+
+    Raises
+    ------
+    FormulaError
+        If the text is not an expression, or uses anything but integers, names, ``+ * // %``,
+        comparisons, ``and or not`` and the functions in ``FUNCTIONS``.
+    """
+    try:
+        tree = ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        raise FormulaError(f"formula {text!r} is not an expression: {error.msg}") from error
+    for node in ast.walk(tree):
+        _check(node, text)
+    return tree
+
+
+def _check(node: ast.AST, text: str) -> None:
+    match node:
+        case ast.Constant(value=int(value)) if value >= 0:  # True and False are ints too, and allowed
+            return
+        case ast.Compare(ops=[op]) if type(op) in _COMPARE:
+            return
+        case ast.BinOp(op=op) if type(op) in _BINARY:
+            return
+        case ast.BoolOp() | ast.UnaryOp(op=ast.Not()) | ast.Name() | ast.Load():
+            return
+        case ast.Call(func=ast.Name(id=name), keywords=[]) if name in FUNCTIONS:
+            return
+        case ast.operator() | ast.cmpop() | ast.boolop() | ast.unaryop():
+            return
+    raise FormulaError(
+        f"formula {text!r} uses {ast.unparse(node) if isinstance(node, ast.expr) else type(node).__name__!r}; "
+        f"allowed: non-negative integers, names, + * // %, one comparison at a time, and/or/not, {', '.join(FUNCTIONS)}"
+    )
+
+
+def names(text: str) -> frozenset[str]:
+    """Variables that a formula reads."""
+    return frozenset(
+        node.id for node in ast.walk(parse(text)) if isinstance(node, ast.Name) and node.id not in FUNCTIONS
+    )
+
+
+@lru_cache(maxsize=4096)
+def compile_python(text: str) -> Callable[[Mapping[str, int]], int]:
+    """A function from a variable table to the formula's value, as an int."""
+    code = compile(ast.Expression(parse(text)), f"<formula {text}>", "eval")
+    namespace = {"__builtins__": {}, "ceil_div": ceil_div, "next_pow2": next_pow2, "min": min, "max": max}
+    return lambda variables: int(eval(code, namespace, variables))  # noqa: S307: parse() allows arithmetic only
+
+
+def fold(text: str, constants: Mapping[str, int]) -> str:
+    """The formula with ``constants`` put in and everything that became constant evaluated.
+
+    ``fold("k % (block_k * split_k) == 0", {"block_k": 64, "split_k": 2})`` is ``"k % 128 == 0"``.
+    """
+    return ast.unparse(_fold(parse(text), constants))
+
+
+def _fold(node: ast.expr, constants: Mapping[str, int]) -> ast.expr:
+    match node:
+        case ast.Name(id=name) if name in constants:
+            return ast.Constant(int(constants[name]))
+        case ast.BoolOp(op=op, values=values):
+            return _fold_bool(op, [_fold(value, constants) for value in values])
+        case ast.UnaryOp(op=op, operand=operand):
+            folded: ast.expr = ast.UnaryOp(op, _fold(operand, constants))
+        case ast.BinOp(left=left, op=op, right=right):
+            folded = ast.BinOp(_fold(left, constants), op, _fold(right, constants))
+        case ast.Compare(left=left, ops=ops, comparators=[right]):
+            folded = ast.Compare(_fold(left, constants), ops, [_fold(right, constants)])
+        case ast.Call(func=func, args=args):
+            folded = ast.Call(func, [_fold(arg, constants) for arg in args], [])
+        case _:
+            return node
+    text = ast.unparse(folded)
+    if names(text):
+        return folded
+    value = compile_python(text)({})
+    is_truth = isinstance(folded, ast.Compare | ast.UnaryOp)
+    return ast.Constant(bool(value) if is_truth else value)
+
+
+def _fold_bool(op: ast.boolop, values: list[ast.expr]) -> ast.expr:
+    absorbing = isinstance(op, ast.Or)
+    kept = []
+    for value in values:
+        if isinstance(value, ast.Constant):
+            if bool(value.value) is absorbing:
+                return ast.Constant(absorbing)
+            continue
+        kept.append(value)
+    if not kept:
+        return ast.Constant(not absorbing)
+    return kept[0] if len(kept) == 1 else ast.BoolOp(op, kept)
+
+
+def emit_c(text: str) -> str:
+    """The formula as a C99 expression over ``int64_t``; functions get the prefix ``aks_``."""
+    return _emit_c(parse(text))
+
+
+def _emit_c(node: ast.expr) -> str:
+    match node:
+        case ast.Constant(value=value):
+            return str(int(value)) if int(value) < 2**31 else f"INT64_C({int(value)})"
+        case ast.Name(id=name):
+            return name
+        case ast.BinOp(left=left, op=op, right=right):
+            return f"({_emit_c(left)} {_BINARY[type(op)]} {_emit_c(right)})"
+        case ast.Compare(left=left, ops=[op], comparators=[right]):
+            return f"({_emit_c(left)} {_COMPARE[type(op)]} {_emit_c(right)})"
+        case ast.BoolOp(op=op, values=values):
+            return "(" + (" && " if isinstance(op, ast.And) else " || ").join(map(_emit_c, values)) + ")"
+        case ast.UnaryOp(operand=operand):
+            return f"(!{_emit_c(operand)})"
+        case ast.Call(func=ast.Name(id=name), args=args):
+            text = _emit_c(args[-1])
+            for arg in reversed(args[:-1]):  # min and max take any number in Python, two in C
+                text = f"aks_{name}({_emit_c(arg)}, {text})"
+            return text if len(args) > 1 else f"aks_{name}({text})"
+    raise FormulaError(f"cannot write {ast.dump(node)} as C")

@@ -1,0 +1,23 @@
+"""The ops that aks knows. ``OPS`` is the only registry: a new op is one folder and one line here."""
+
+from __future__ import annotations
+
+from aks.core.errors import UnknownOpError
+from aks.ops.gemm.spec import GEMM
+from aks.ops.op import Op
+
+OPS: dict[str, Op] = {op.name: op for op in (GEMM,)}
+
+
+def find_op(name: str) -> Op:
+    """The op registered as ``name``.
+
+    Raises
+    ------
+    UnknownOpError
+        If there is none.
+    """
+    try:
+        return OPS[name]
+    except KeyError:
+        raise UnknownOpError(f"no op {name!r}; known: {', '.join(sorted(OPS))}") from None

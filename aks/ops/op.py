@@ -1,0 +1,49 @@
+"""What an op is: its problem and config types, its space, its features, and where its kernels live."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+
+from aks.core import formula
+from aks.core.config import Config, ConfigSpace
+from aks.core.device import DeviceSpec
+from aks.core.features import Feature
+from aks.core.problem import Problem
+
+
+@dataclass(frozen=True)
+class Op:
+    """One line of the registry.
+
+    ``flops`` and ``bytes_moved`` are formulas over a problem: arithmetic operations, and the bytes
+    that must cross DRAM once (inputs read, output written). ``vendor`` is the baseline config: what
+    a user gets without us, legal for every problem.
+    """
+
+    name: str
+    problem_type: type[Problem]
+    config_type: type[Config]
+    space: ConfigSpace
+    features: tuple[Feature, ...]
+    vendor: Config
+    flops: str
+    bytes_moved: str
+
+    @property
+    def kernels(self) -> ModuleType:
+        """``aks.ops.<name>.kernels``: ``compile_variant`` and ``bind``. Imports torch and triton."""
+        return importlib.import_module(f"aks.ops.{self.name}.kernels")
+
+    @property
+    def reference(self) -> ModuleType:
+        """``aks.ops.<name>.reference``: ``make_inputs``, ``reference`` and ``check``. Imports torch."""
+        return importlib.import_module(f"aks.ops.{self.name}.reference")
+
+    def limit_us(self, problem: Problem, device: DeviceSpec) -> float:
+        """Roofline in microseconds: max(bytes / bandwidth, operations / compute rate) of the datasheet."""
+        variables = problem.variables()
+        bytes_moved = formula.compile_python(self.bytes_moved)(variables)
+        flops = formula.compile_python(self.flops)(variables)
+        return max(bytes_moved / (device.dram_gb_s * 1e3), flops / (device.tflops_16bit * 1e6))
