@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from aks.core import formula
 from aks.core.device import DeviceSpec
@@ -65,6 +65,9 @@ class Config:
         return " ".join(
             str(value) if name in self.CHOICES else f"{name}={value}" for name, value in self.to_row().items() if value
         )
+
+
+AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ def _config_variables(config: Config) -> dict[str, int]:
     return config.variables()
 
 
-def product(config_type: type[Config], **axes: Iterable[Any]) -> list[Config]:
+def product(config_type: type[AnyConfig], **axes: Iterable[Any]) -> list[AnyConfig]:
     """All configs over the product of ``axes``; knobs not named keep the type's default."""
     from itertools import product as cartesian
 

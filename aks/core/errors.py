@@ -25,12 +25,20 @@ class IllegalConfigError(AksError, ValueError):
     """A config was asked to run on a problem or device whose rules forbid it."""
 
 
+class UnsupportedRoutineError(AksError):
+    """The vendor's library has no such routine for this problem."""
+
+
 class FormulaError(AksError, ValueError):
     """A feature or rule formula uses something that Python, numpy and C would not read alike."""
 
 
 class DataError(AksError, ValueError):
     """A measurement file is missing, empty, truncated, altered or of another schema or space."""
+
+
+class CollectError(AksError, RuntimeError):
+    """Measuring cannot go on: the worker does not start, or race after race brings no result."""
 
 
 class ArtifactError(AksError, ValueError):

@@ -88,7 +88,13 @@ def fold(text: str, constants: Mapping[str, int]) -> str:
 
     ``fold("k % (block_k * split_k) == 0", {"block_k": 64, "split_k": 2})`` is ``"k % 128 == 0"``.
     """
-    return ast.unparse(_fold(parse(text), constants))
+    return _fold_text(text, tuple(sorted(constants.items())))
+
+
+@lru_cache(maxsize=16384)
+def _fold_text(text: str, constants: tuple[tuple[str, int], ...]) -> str:
+    # Cached: the rules of a few hundred configs are folded again for each set of problems.
+    return ast.unparse(_fold(parse(text), dict(constants)))
 
 
 def _fold(node: ast.expr, constants: Mapping[str, int]) -> ast.expr:
@@ -98,19 +104,22 @@ def _fold(node: ast.expr, constants: Mapping[str, int]) -> ast.expr:
         case ast.BoolOp(op=op, values=values):
             return _fold_bool(op, [_fold(value, constants) for value in values])
         case ast.UnaryOp(op=op, operand=operand):
-            folded: ast.expr = ast.UnaryOp(op, _fold(operand, constants))
+            operands = [_fold(operand, constants)]
+            folded: ast.expr = ast.UnaryOp(op, *operands)
         case ast.BinOp(left=left, op=op, right=right):
-            folded = ast.BinOp(_fold(left, constants), op, _fold(right, constants))
+            operands = [_fold(left, constants), _fold(right, constants)]
+            folded = ast.BinOp(operands[0], op, operands[1])
         case ast.Compare(left=left, ops=ops, comparators=[right]):
-            folded = ast.Compare(_fold(left, constants), ops, [_fold(right, constants)])
+            operands = [_fold(left, constants), _fold(right, constants)]
+            folded = ast.Compare(operands[0], ops, operands[1:])
         case ast.Call(func=func, args=args):
-            folded = ast.Call(func, [_fold(arg, constants) for arg in args], [])
+            operands = [_fold(arg, constants) for arg in args]
+            folded = ast.Call(func, operands, [])
         case _:
             return node
-    text = ast.unparse(folded)
-    if names(text):
+    if not all(isinstance(operand, ast.Constant) for operand in operands):
         return folded
-    value = compile_python(text)({})
+    value = compile_python(ast.unparse(folded))({})
     is_truth = isinstance(folded, ast.Compare | ast.UnaryOp)
     return ast.Constant(bool(value) if is_truth else value)
 

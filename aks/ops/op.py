@@ -18,7 +18,8 @@ class Op:
     """One line of the registry.
 
     ``flops`` and ``bytes_moved`` are formulas over a problem: arithmetic operations, and the bytes
-    that must cross DRAM once (inputs read, output written). ``vendor`` is the baseline config: what
+    that must cross DRAM once (inputs read, output written); ``weight_bytes`` those of the weights, which
+    timing rotates. ``vendor`` is the baseline config: what
     a user gets without us, legal for every problem.
     """
 
@@ -30,11 +31,12 @@ class Op:
     vendor: Config
     flops: str
     bytes_moved: str
+    weight_bytes: str
 
     @property
-    def kernels(self) -> ModuleType:
-        """``aks.ops.<name>.kernels``: ``compile_variant`` and ``bind``. Imports torch and triton."""
-        return importlib.import_module(f"aks.ops.{self.name}.kernels")
+    def launch(self) -> ModuleType:
+        """``aks.ops.<name>.launch``: ``compile_jobs``, ``compile_job`` and ``bind``. Imports torch and triton."""
+        return importlib.import_module(f"aks.ops.{self.name}.launch")
 
     @property
     def reference(self) -> ModuleType:

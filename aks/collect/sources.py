@@ -1,0 +1,152 @@
+"""Problems that a user names: rows of a CSV file, or the linear layers of a model."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aks.core.errors import DataError, InvalidProblemError, require
+from aks.core.problem import Problem
+from aks.ops.op import Op
+
+
+class Workload(NamedTuple):
+    """A problem to measure, and the model families whose layers it is."""
+
+    problem: Problem
+    families: tuple[str, ...]
+
+
+def linear_problem(op: Op, m: int, n: int, k: int, dtype: str) -> Problem:
+    """The problem of a linear layer with static weights and contiguous rows of 16-bit numbers."""
+    row = {"m": m, "n": n, "k": k, "dtype": dtype, "alignment": row_alignment(n, k), "static_weights": True}
+    return op.problem_type.from_row(row)
+
+
+def row_alignment(n: int, k: int) -> int:
+    """Bytes, up to 16, that the rows of contiguous 16-bit x, w and y are aligned to."""
+    return math.gcd(16, 2 * n, 2 * k)
+
+
+def problems_from_csv(op: Op, path: str | Path) -> list[Workload]:
+    """The problems in a CSV file whose columns are named as the problem's fields; the file's name is their family.
+
+    Columns that are left out have the problem's defaults, except that weights are static and the
+    alignment is that of contiguous rows. A row that comes twice counts once.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be read, is empty, or has a column that the problem does not have.
+    InvalidProblemError
+        If a row does not fit, with its line number.
+    """
+    path = Path(path)
+    known = [field.name for field in fields(op.problem_type)]
+    problems: dict[Problem, None] = {}
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file)
+            header = [name.strip() for name in next(reader, [])]
+            _check_header(header, known, op, path)
+            for cells in reader:
+                if cells:
+                    problems[_problem_of_cells(op, header, cells, f"{path}, line {reader.line_num}")] = None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"cannot read {path}: {error}; wanted a CSV file with columns {', '.join(known)}") from error
+    if not problems:
+        raise DataError(f"{path} has no problems below its header; write one a line")
+    family = path.stem.replace(";", "-")
+    return [Workload(problem, (family,)) for problem in problems]
+
+
+def _check_header(header: Sequence[str], known: Sequence[str], op: Op, path: Path) -> None:
+    wanted = f"the first line names columns out of {', '.join(known)}; {', '.join(op.problem_type.AXES)} must be there"
+    if not header:
+        raise DataError(f"{path} is empty; {wanted}")
+    unknown = [name for name in header if name not in known]
+    if unknown:
+        raise DataError(f"{path}, line 1: unknown column {', '.join(map(repr, unknown))}; {wanted}")
+    if len(set(header)) < len(header) or not set(op.problem_type.AXES) <= set(header):
+        raise DataError(f"{path}, line 1: columns are {', '.join(header)}; {wanted}, and none twice")
+
+
+def _problem_of_cells(op: Op, header: Sequence[str], cells: Sequence[str], place: str) -> Problem:
+    if len(cells) != len(header):
+        raise InvalidProblemError(f"{place}: {len(cells)} cells; the header has {len(header)}")
+    row: dict[str, Any] = {"static_weights": True}
+    for name, cell in zip(header, cells, strict=True):
+        row[name] = _value(op, name, cell.strip(), place)
+    if "alignment" not in row and "n" in row and "k" in row:
+        row["alignment"] = row_alignment(row["n"], row["k"])
+    try:
+        return op.problem_type.from_row(row)
+    except InvalidProblemError as error:
+        raise InvalidProblemError(f"{place}: {error}") from error
+
+
+def _value(op: Op, name: str, cell: str, place: str) -> Any:
+    if name in op.problem_type.CHOICES:
+        choices = {str(choice).lower(): choice for choice in op.problem_type.CHOICES[name]}
+        if set(choices) == {"false", "true"}:
+            choices |= {"0": False, "1": True}
+        if cell.lower() not in choices:
+            raise InvalidProblemError(f"{place}: {name} is {cell!r}; it must be one of {', '.join(choices)}")
+        return choices[cell.lower()]
+    try:
+        return int(cell)
+    except ValueError:
+        raise InvalidProblemError(f"{place}: {name} is {cell!r}; it must be an integer") from None
+
+
+def problems_from_model(op: Op, factory: str, m_values: Iterable[int], *, dtype: str = "bf16") -> list[Workload]:
+    """The linear layers of the model that ``factory`` makes, at each m; the factory's name is their family.
+
+    factory is ``module:callable``, found as ``import`` finds it or in the working directory. The model
+    is made on PyTorch's meta device: it takes no memory, and its weights are never computed.
+
+    Raises
+    ------
+    InvalidProblemError
+        If the factory cannot be imported or called, or makes no ``nn.Module`` with a linear layer.
+    MissingExtraError
+        If PyTorch is not installed.
+    """
+    torch = require("torch", "gpu")
+    make = _load_factory(factory)
+    try:
+        with torch.device("meta"):
+            model = make()
+    except Exception as error:  # the factory is the user's code: anything can come out of it
+        raise InvalidProblemError(f"{factory!r} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(model, torch.nn.Module):
+        raise InvalidProblemError(f"{factory!r} made a {type(model).__name__}; it must return an nn.Module")
+    layers = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    if not layers:
+        raise InvalidProblemError(f"the model of {factory!r} has no nn.Linear; its layers cannot be collected")
+    shapes = sorted({(layer.out_features, layer.in_features) for layer in layers})
+    family = factory.rpartition(":")[2]
+    m_values = list(m_values)
+    return [Workload(linear_problem(op, m, n, k, dtype), (family,)) for n, k in shapes for m in m_values]
+
+
+def _load_factory(factory: str) -> Callable[[], Any]:
+    module_name, _, name = factory.partition(":")
+    if not module_name or not name:
+        raise InvalidProblemError(f"model factory is {factory!r}; it must be 'module:callable'")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # an installed command does not look there by itself
+    try:
+        made = getattr(importlib.import_module(module_name), name)
+    except (ImportError, AttributeError) as error:
+        raise InvalidProblemError(f"cannot import model factory {factory!r}: {error}") from error
+    if not callable(made):
+        raise InvalidProblemError(f"model factory {factory!r} is a {type(made).__name__}; it must be callable")
+    return made

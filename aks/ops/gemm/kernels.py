@@ -1,0 +1,318 @@
+"""The Triton kernels of ``gemm``: what they compute, and nothing of when to use them.
+
+All compute ``out = x @ w.T`` with float32 accumulation. x [M, K] has rows of contiguous elements
+``x_row`` elements apart; w is [N, K] (or [K, N] where W_KN) with rows ``w_row`` apart; out [M, N]
+with rows ``out_row`` apart. Nothing needs to be a multiple of a block.
+
+PDL (programmatic dependent launch): the kernel starts while the one before it still runs. 1: it
+reads nothing before that one has ended, but may bring weights into L2: L2 is where all SMs meet, so
+a weight that the kernel before still writes is not stale there. 2: its first weights go to
+registers before that, so the caller must know that no running kernel writes them. Every program
+waits: only then does the end of this kernel imply the end of the one before it, which the next one
+relies on.
+
+Split-K is deterministic: partial sums go to the workspace, and the program that arrives last adds
+them in the order of the splits. It also returns its counter to 0, ready for the next launch.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@triton.jit
+def _prefetch_l2(pointers):
+    """Ask for the 128-byte lines at ``pointers`` to be brought into L2; returns at once."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1
+    )
+
+
+@triton.jit
+def _start(
+    w_ptr, w_row, n_start, k_start, k_end, N, BLOCK_N: tl.constexpr, PREFETCH_K: tl.constexpr, W_KN: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """What every program does first: let the next kernel start, ask for weights, wait for the kernel before."""
+    if PDL > 0:
+        gdc_launch_dependents()
+    if PREFETCH_K > 0:
+        _prefetch_weights(w_ptr, w_row, n_start, k_start, k_end, N, BLOCK_N, PREFETCH_K, W_KN)
+    if PDL > 0:
+        gdc_wait()
+
+
+@triton.jit
+def _prefetch_weights(
+    w_ptr, w_row, n_start, k_start, k_end, N, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, W_KN: tl.constexpr
+):
+    """Ask for the weights of BLOCK_N outputs and BLOCK_K steps, line by line (a line is 64 elements)."""
+    if W_KN:
+        rows = k_start + tl.arange(0, BLOCK_K)
+        columns = n_start + tl.arange(0, (BLOCK_N + 63) // 64) * 64
+        inside = (rows[:, None] < k_end) & (columns[None, :] < N)
+    else:
+        rows = n_start + tl.arange(0, BLOCK_N)
+        columns = k_start + tl.arange(0, (BLOCK_K + 63) // 64) * 64
+        inside = (rows[:, None] < N) & (columns[None, :] < k_end)
+    lines = w_ptr + rows.to(tl.int64)[:, None] * w_row + columns[None, :]
+    # A prefetch has no mask: past the edge, ask for the first line again.
+    _prefetch_l2(tl.where(inside, lines, w_ptr))
+
+
+@triton.jit
+def _store(out_ptr, out_row, acc, offs_m, offs_n, M, N, SWAP_AB: tl.constexpr):
+    """Write a tile: acc is [BLOCK_M, BLOCK_N], or [BLOCK_N, BLOCK_M] where SWAP_AB."""
+    value = acc.to(out_ptr.dtype.element_ty)
+    rows = offs_m.to(tl.int64) * out_row
+    if SWAP_AB:
+        tl.store(out_ptr + rows[None, :] + offs_n[:, None], value, mask=(offs_m[None, :] < M) & (offs_n[:, None] < N))
+    else:
+        tl.store(out_ptr + rows[:, None] + offs_n[None, :], value, mask=(offs_m[:, None] < M) & (offs_n[None, :] < N))
+
+
+@triton.jit
+def _finish(
+    acc, out_ptr, out_row, workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N,
+    SPLIT_K: tl.constexpr, SWAP_AB: tl.constexpr,
+):  # fmt: skip
+    """Write the tile, or hand the partial sum over and let the last program write it."""
+    if SPLIT_K == 1:
+        _store(out_ptr, out_row, acc, offs_m, offs_n, M, N, SWAP_AB)
+    else:
+        ROWS: tl.constexpr = acc.shape[0]
+        COLUMNS: tl.constexpr = acc.shape[1]
+        within = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+        partial = workspace_ptr + tile.to(tl.int64) * (SPLIT_K * ROWS * COLUMNS) + within
+        tl.store(partial + split * (ROWS * COLUMNS), acc)
+        tl.debug_barrier()  # every thread has written before one of them announces it
+        arrived = tl.atomic_add(counter_ptr + tile, 1, sem="acq_rel")
+        if arrived == SPLIT_K - 1:
+            total = tl.load(partial, cache_modifier=".cg")
+            for other in tl.static_range(1, SPLIT_K):
+                total += tl.load(partial + other * (ROWS * COLUMNS), cache_modifier=".cg")
+            _store(out_ptr, out_row, total, offs_m, offs_n, M, N, SWAP_AB)
+            tl.store(counter_ptr + tile, 0)
+
+
+@triton.jit
+def gemv_kernel(
+    x_ptr, w_ptr, out_ptr, workspace_ptr, counter_ptr, M, N, K, x_row, w_row, out_row,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
+    EVEN_K: tl.constexpr, W_KN: tl.constexpr, PDL: tl.constexpr, PREFETCH_K: tl.constexpr, DEEP: tl.constexpr,
+):  # fmt: skip
+    """Few rows of x (BLOCK_M covers them all): multiply-adds in registers, one sum over K at the end."""
+    pid = tl.program_id(0)
+    tile = pid // SPLIT_K
+    split = pid % SPLIT_K
+    k_per_split = tl.cdiv(tl.cdiv(K, SPLIT_K), BLOCK_K) * BLOCK_K
+    k_start = split * k_per_split
+    k_end = min(K, k_start + k_per_split)
+    offs_m = tl.arange(0, BLOCK_M)
+    offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = tl.arange(0, BLOCK_K)
+    if W_KN:
+        w_ptrs = w_ptr + (k_start + offs_k).to(tl.int64)[None, :] * w_row + offs_n[:, None]
+        w_step = w_row * BLOCK_K
+    else:
+        w_ptrs = w_ptr + offs_n.to(tl.int64)[:, None] * w_row + (k_start + offs_k)[None, :]
+        w_step = BLOCK_K
+    x_ptrs = x_ptr + offs_m.to(tl.int64)[:, None] * x_row + (k_start + offs_k)[None, :]
+    row_mask = offs_m[:, None] < M
+    column_mask = offs_n[:, None] < N
+    w_mask = column_mask & ((k_start + offs_k) < k_end)[None, :]
+    if PDL == 2:
+        w = tl.load(w_ptrs, mask=w_mask, other=0.0)
+        _start(w_ptr, w_row, tile * BLOCK_N, k_start + BLOCK_K, k_end, N, BLOCK_N, PREFETCH_K, W_KN, PDL)
+    else:
+        _start(w_ptr, w_row, tile * BLOCK_N, k_start, k_end, N, BLOCK_N, PREFETCH_K, W_KN, PDL)
+        w = tl.load(w_ptrs, mask=w_mask, other=0.0)
+    if DEEP:
+        # So many weights in registers leave no room for sums by position: add over K block by block.
+        x = tl.load(x_ptrs, mask=row_mask & ((k_start + offs_k) < k_end)[None, :], other=0.0)
+        acc = tl.sum(x.to(tl.float32)[:, None, :] * w.to(tl.float32)[None, :, :], axis=2)
+        for k in range(k_start + BLOCK_K, k_end, BLOCK_K):
+            w_ptrs += w_step
+            x_ptrs += BLOCK_K
+            inside = ((k + offs_k) < k_end)[None, :]
+            w = tl.load(w_ptrs, mask=column_mask & inside, other=0.0)
+            x = tl.load(x_ptrs, mask=row_mask & inside, other=0.0)
+            acc += tl.sum(x.to(tl.float32)[:, None, :] * w.to(tl.float32)[None, :, :], axis=2)
+    else:
+        sums = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.float32)
+        for k in range(k_start, k_end, BLOCK_K):
+            w_ptrs += w_step
+            w_next = tl.load(w_ptrs, mask=column_mask & ((k + BLOCK_K + offs_k) < k_end)[None, :], other=0.0)
+            if EVEN_K:
+                x = tl.load(x_ptrs, mask=row_mask, other=0.0)
+            else:
+                x = tl.load(x_ptrs, mask=row_mask & ((k + offs_k) < k_end)[None, :], other=0.0)
+            sums += x.to(tl.float32)[:, None, :] * w.to(tl.float32)[None, :, :]
+            x_ptrs += BLOCK_K
+            w = w_next
+        acc = tl.sum(sums, axis=2)
+    _finish(
+        acc, out_ptr, out_row, workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, False
+    )
+
+
+@triton.jit
+def tiled_kernel(
+    x_ptr, w_ptr, out_ptr, workspace_ptr, counter_ptr, M, N, K, x_row, w_row, out_row,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
+    SWAP_AB: tl.constexpr, EVEN_K: tl.constexpr, W_KN: tl.constexpr, PDL: tl.constexpr,
+    PREFETCH_K: tl.constexpr,
+):  # fmt: skip
+    """Tensor cores, loads through pointers: any alignment, any row stride."""
+    pid = tl.program_id(0)
+    split = pid % SPLIT_K
+    tile = pid // SPLIT_K
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tile_m = tile % tiles_m  # programs that share weights run side by side
+    tile_n = tile // tiles_m
+    k_per_split = tl.cdiv(tl.cdiv(K, SPLIT_K), BLOCK_K) * BLOCK_K
+    k_start = split * k_per_split
+    k_end = min(K, k_start + k_per_split)
+    offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = tl.arange(0, BLOCK_K)
+    # Rows past the edge read the last row again: no mask in the loop, and their results are not stored.
+    x_ptrs = x_ptr + tl.minimum(offs_m, M - 1).to(tl.int64)[:, None] * x_row + (k_start + offs_k)[None, :]
+    if W_KN:
+        w_ptrs = w_ptr + (k_start + offs_k).to(tl.int64)[None, :] * w_row + offs_n[:, None]
+        w_step = w_row * BLOCK_K
+    else:
+        w_ptrs = w_ptr + tl.minimum(offs_n, N - 1).to(tl.int64)[:, None] * w_row + (k_start + offs_k)[None, :]
+        w_step = BLOCK_K
+    if SWAP_AB:
+        acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+    else:
+        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    if PDL == 2:
+        w = _load_w(w_ptrs, offs_n, N, k_start + offs_k, k_end, EVEN_K, W_KN)
+        k_start += BLOCK_K
+    _start(w_ptr, w_row, tile_n * BLOCK_N, k_start, k_end, N, BLOCK_N, PREFETCH_K, W_KN, PDL)
+    if PDL == 2:
+        x = _load_x(x_ptrs, k_start - BLOCK_K + offs_k, k_end, EVEN_K)
+        acc = _multiply(x, w, acc, SWAP_AB)
+        x_ptrs += BLOCK_K
+        w_ptrs += w_step
+    for k in range(k_start, k_end, BLOCK_K):
+        x = _load_x(x_ptrs, k + offs_k, k_end, EVEN_K)
+        w = _load_w(w_ptrs, offs_n, N, k + offs_k, k_end, EVEN_K, W_KN)
+        acc = _multiply(x, w, acc, SWAP_AB)
+        x_ptrs += BLOCK_K
+        w_ptrs += w_step
+    _finish(
+        acc, out_ptr, out_row, workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, SWAP_AB
+    )
+
+
+@triton.jit
+def _load_x(x_ptrs, offs_k, k_end, EVEN_K: tl.constexpr):
+    if EVEN_K:
+        x = tl.load(x_ptrs)
+    else:
+        x = tl.load(x_ptrs, mask=(offs_k < k_end)[None, :], other=0.0)
+    return x
+
+
+@triton.jit
+def _load_w(w_ptrs, offs_n, N, offs_k, k_end, EVEN_K: tl.constexpr, W_KN: tl.constexpr):
+    if W_KN:  # columns cannot be clamped: the compiler must see that they are contiguous
+        w = tl.load(w_ptrs, mask=(offs_n[:, None] < N) & (offs_k < k_end)[None, :], other=0.0)
+    elif EVEN_K:
+        w = tl.load(w_ptrs)
+    else:
+        w = tl.load(w_ptrs, mask=(offs_k < k_end)[None, :], other=0.0)
+    return w
+
+
+@triton.jit
+def _multiply(x, w, acc, SWAP_AB: tl.constexpr):
+    """acc + x @ w.T, or its transpose; x [BLOCK_M, BLOCK_K], w [BLOCK_N, BLOCK_K]."""
+    if SWAP_AB:
+        acc = tl.dot(w, x.T, acc)
+    else:
+        acc = tl.dot(x, w.T, acc)
+    return acc
+
+
+@triton.jit
+def tma_kernel(
+    x_desc, w_desc, w_ptr, out_ptr, workspace_ptr, counter_ptr, M, N, K, w_row, out_row,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
+    SWAP_AB: tl.constexpr, W_KN: tl.constexpr, PDL: tl.constexpr, PREFETCH_K: tl.constexpr,
+):  # fmt: skip
+    """Tensor cores, loads through tensor descriptors, one tile a program."""
+    pid = tl.program_id(0)
+    split = pid % SPLIT_K
+    tile = pid // SPLIT_K
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tile_m = tile % tiles_m
+    tile_n = tile // tiles_m
+    k_per_split = tl.cdiv(tl.cdiv(K, SPLIT_K), BLOCK_K) * BLOCK_K
+    k_start = split * k_per_split
+    k_end = min(K, k_start + k_per_split)
+    offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    if SWAP_AB:
+        acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+    else:
+        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    if PDL == 2:
+        # Through pointers: a descriptor load would block until its weights are there.
+        offs_k = k_start + tl.arange(0, BLOCK_K)
+        if W_KN:
+            w_ptrs = w_ptr + offs_k.to(tl.int64)[None, :] * w_row + offs_n[:, None]
+        else:
+            w_ptrs = w_ptr + offs_n.to(tl.int64)[:, None] * w_row + offs_k[None, :]
+        w = tl.load(w_ptrs, mask=(offs_n < N)[:, None] & (offs_k < k_end)[None, :], other=0.0)
+        k_start += BLOCK_K
+    _start(w_ptr, w_row, tile_n * BLOCK_N, k_start, k_end, N, BLOCK_N, PREFETCH_K, W_KN, PDL)
+    if PDL == 2:
+        acc = _multiply(x_desc.load([tile_m * BLOCK_M, k_start - BLOCK_K]), w, acc, SWAP_AB)
+    # A split ends on a block, except the last one, which K ends: the descriptor reads zeros past it.
+    for k in range(k_start, k_end, BLOCK_K):
+        x = x_desc.load([tile_m * BLOCK_M, k])
+        if W_KN:
+            w = w_desc.load([k, tile_n * BLOCK_N]).T
+        else:
+            w = w_desc.load([tile_n * BLOCK_N, k])
+        acc = _multiply(x, w, acc, SWAP_AB)
+    _finish(
+        acc, out_ptr, out_row, workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, SWAP_AB
+    )
+
+
+@triton.jit
+def persistent_kernel(
+    x_desc, w_desc, w_ptr, out_ptr, M, N, K, w_row, out_row,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
+    W_KN: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Tensor cores and descriptors, each program walking over tiles: for many rows of x."""
+    pid = tl.program_id(0)
+    tiles_m = tl.cdiv(M, BLOCK_M)
+    tiles_n = tl.cdiv(N, BLOCK_N)
+    _start(w_ptr, w_row, 0, 0, K, N, BLOCK_N, 0, W_KN, PDL)
+    for tile in tl.range(pid, tiles_m * tiles_n, tl.num_programs(0), flatten=True):
+        # GROUP_M rows of tiles go together, so that what they read stays in L2.
+        group = tile // (GROUP_M * tiles_n)
+        group_rows = min(tiles_m - group * GROUP_M, GROUP_M)
+        tile_m = group * GROUP_M + tile % (GROUP_M * tiles_n) % group_rows
+        tile_n = tile % (GROUP_M * tiles_n) // group_rows
+        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        for k in range(0, tl.cdiv(K, BLOCK_K)):
+            x = x_desc.load([tile_m * BLOCK_M, k * BLOCK_K])
+            if W_KN:
+                w = w_desc.load([k * BLOCK_K, tile_n * BLOCK_N])
+                acc = tl.dot(x, w, acc)
+            else:
+                w = w_desc.load([tile_n * BLOCK_N, k * BLOCK_K])
+                acc = tl.dot(x, w.T, acc)
+        offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+        offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+        _store(out_ptr, out_row, acc, offs_m, offs_n, M, N, False)

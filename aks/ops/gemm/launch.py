@@ -1,0 +1,249 @@
+"""From a config and tensors to a launch: kernel variants, their compilation, grids and scratch memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from aks.core.config import Config
+from aks.core.device import DeviceSpec
+from aks.core.formula import ceil_div, next_pow2
+from aks.ops.gemm import cublaslt, kernels, reference
+from aks.ops.gemm.spec import CUBLASLT_ALGOS, SPLIT_WORKSPACE_BYTES, GemmConfig, GemmProblem
+
+TRITON_DTYPES = {"bf16": "bf16", "fp16": "fp16"}
+TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_KERNELS = {
+    "gemv": kernels.gemv_kernel,
+    "tiled": kernels.tiled_kernel,
+    "tma": kernels.tma_kernel,
+    "persistent": kernels.persistent_kernel,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One compiled kernel: a config and what of the problem the compiler must know.
+
+    vector_bytes divides every pointer, every row stride and the bytes of a row of K and of N: loads
+    are as wide as it allows. rows is the power of two that covers M, for kernels that hold all of x.
+    """
+
+    config: GemmConfig
+    dtype: str
+    w_kn: bool
+    vector_bytes: int
+    even_k: bool
+    rows: int
+
+
+def variant_of(config: GemmConfig, problem: GemmProblem) -> Variant:
+    """The variant that runs ``config`` on ``problem``."""
+    # Descriptors need no masks along K, so their kernels have no variant for it.
+    pointer_loads = config.kind in ("gemv", "tiled")
+    return Variant(
+        config=config,
+        dtype=problem.dtype,
+        w_kn=problem.w_layout == "kn",
+        vector_bytes=min(problem.alignment, _power_of_two_in(2 * problem.n), _power_of_two_in(2 * problem.k)),
+        even_k=pointer_loads and problem.k % (config.block_k * config.split_k) == 0,
+        rows=next_pow2(problem.m) if config.kind == "gemv" else 0,
+    )
+
+
+def _power_of_two_in(value: int) -> int:
+    return min(16, value & -value)
+
+
+def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
+    """What Triton compiles for a variant, and with which options."""
+    config = variant.config
+    kernel = _KERNELS[config.kind]
+    constants = _constants(variant)
+    signature, attributes = {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        signature[name] = "constexpr" if name in constants else _argument_type(name, variant)
+        divisor = _divisor(name, variant)
+        if name not in constants and divisor > 1:
+            attributes[(index,)] = [["tt.divisibility", divisor]]
+    options = {"num_warps": config.num_warps, "num_stages": max(1, config.num_stages)}
+    if config.pdl:
+        options["launch_pdl"] = True
+    return ASTSource(kernel, signature, constants, attributes), options
+
+
+def _constants(variant: Variant) -> dict[str, Any]:
+    config = variant.config
+    prefetch = config.prefetch_kib << 10
+    known = {
+        "BLOCK_M": variant.rows or config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "SPLIT_K": config.split_k,
+        "SWAP_AB": bool(config.swap_ab),
+        "EVEN_K": variant.even_k,
+        "W_KN": variant.w_kn,
+        # The interpreter runs one program after another and knows no inline assembly.
+        "PDL": 0 if knobs.runtime.interpret else config.pdl,
+        "PREFETCH_K": 0 if knobs.runtime.interpret else prefetch // (2 * config.block_n),
+        "GROUP_M": 8,
+        "DEEP": config.num_stages == 0 and config.kind == "gemv",
+    }
+    return {name: known[name] for name in _KERNELS[config.kind].arg_names if name.isupper() and len(name) > 1}
+
+
+def _argument_type(name: str, variant: Variant) -> str:
+    element = TRITON_DTYPES[variant.dtype]
+    config = variant.config
+    match name:
+        case "x_desc":
+            return f"tensordesc<{element}[{config.block_m}, {config.block_k}]>"
+        case "w_desc":
+            rows, columns = _w_block(variant)
+            return f"tensordesc<{element}[{rows}, {columns}]>"
+        case "workspace_ptr":
+            return "*fp32"
+        case "counter_ptr":
+            return "*i32"
+        case "M" | "N" | "K":
+            return "i32"
+        case "x_row" | "w_row" | "out_row":
+            return "i64"
+        case _:
+            return f"*{element}"
+
+
+def _w_block(variant: Variant) -> tuple[int, int]:
+    config = variant.config
+    return (config.block_k, config.block_n) if variant.w_kn else (config.block_n, config.block_k)
+
+
+def _divisor(name: str, variant: Variant) -> int:
+    """What the compiler may rely on to divide the argument: bytes for pointers, elements otherwise."""
+    match name:
+        case "workspace_ptr" | "counter_ptr":
+            return 16
+        case "x_ptr" | "w_ptr" | "out_ptr":
+            return variant.vector_bytes
+        case "N" | "K" | "x_row" | "w_row" | "out_row":
+            return variant.vector_bytes // 2
+        case _:
+            return 1
+
+
+@cache
+def compile_variant(variant: Variant, capability: int):
+    """The compiled kernel; Triton's disk cache makes the second time cheap."""
+    source, options = source_of(variant)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def compile_jobs(
+    problems: Iterable[GemmProblem], configs_of: Callable[[GemmProblem], Iterable[Config]], device: DeviceSpec
+) -> list[tuple[Variant, int]]:
+    """Every variant that measuring will want, once, in the order of first use. Jobs can be pickled."""
+    jobs: dict[tuple[Variant, int], None] = {}
+    for problem in problems:
+        for config in configs_of(problem):
+            if isinstance(config, GemmConfig) and config.kind in _KERNELS:
+                jobs[variant_of(config, problem), device.capability] = None
+    return list(jobs)
+
+
+def compile_job(job: tuple[Variant, int]) -> None:
+    """Compile one job into Triton's disk cache."""
+    compile_variant.__wrapped__(*job)
+
+
+class Scratch:
+    """Workspace and counters of one stream: split-K launches on it follow one another, so they share."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.workspace = torch.empty(SPLIT_WORKSPACE_BYTES // 4, dtype=torch.float32, device=device)
+        self.counters = torch.zeros(1 << 16, dtype=torch.int32, device=device)
+
+
+def grid_of(config: GemmConfig, problem: GemmProblem, sm_count: int) -> int:
+    """Programs to launch."""
+    if config.kind == "gemv":
+        return ceil_div(problem.n, config.block_n) * config.split_k
+    tiles = ceil_div(problem.m, config.block_m) * ceil_div(problem.n, config.block_n)
+    return min(tiles, sm_count) if config.kind == "persistent" else tiles * config.split_k
+
+
+def bind(
+    config: GemmConfig, problem: GemmProblem, x, w, out, *, device: DeviceSpec, scratch: Scratch
+) -> Callable[[int], object]:
+    """A function of a CUDA stream handle that launches ``config`` on these tensors.
+
+    The config must be legal; everything that can be prepared is.
+
+    Raises
+    ------
+    UnsupportedAlgoError
+        If cuBLASLt offers fewer algorithms than the config's index asks for.
+    """
+    if config.kind == "torch_mm":
+        vendor = reference.vendor(problem, x, w, out)
+        return lambda stream: vendor()
+    if config.kind == "cublaslt":
+        return _bind_cublaslt(config, problem, x, w, out, scratch)
+    variant = variant_of(config, problem)
+    if knobs.runtime.interpret:
+        arguments = arguments_of(config, variant, problem, x, w, out, scratch)
+        kernel = _KERNELS[config.kind][(grid_of(config, problem, device.sm_count),)]
+        return lambda stream: kernel(*arguments)
+    compiled = compile_variant(variant, device.capability)
+    arguments = arguments_of(config, variant, problem, x, w, out, scratch)
+    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+    grid = grid_of(config, problem, device.sm_count)
+
+    def launch(stream: int) -> None:
+        run(grid, 1, 1, stream, function, metadata, None, None, None, *arguments)
+
+    return launch
+
+
+def _bind_cublaslt(config: GemmConfig, problem: GemmProblem, x, w, out, scratch: Scratch) -> Callable[[int], object]:
+    library = cublaslt.for_device(x.get_device())
+    plan = library.plan(
+        config.algo, m=problem.m, n=problem.n, k=problem.k, dtype=problem.dtype, w_layout=problem.w_layout,
+        ldx=x.stride(0), ldw=w.stride(0), ldo=out.stride(0), count=CUBLASLT_ALGOS,
+    )  # fmt: skip
+    workspace = scratch.workspace.data_ptr()
+    pointers = x.data_ptr(), w.data_ptr(), out.data_ptr()
+
+    def launch(stream: int) -> None:
+        plan.launch(*pointers, workspace, cublaslt.WORKSPACE_BYTES, stream)
+
+    return launch
+
+
+def arguments_of(config: GemmConfig, variant: Variant, problem: GemmProblem, x, w, out, scratch: Scratch) -> list[Any]:
+    """The kernel's arguments in order; constants are passed too, and ignored by the launcher."""
+    known = _constants(variant) | {
+        "x_ptr": x,
+        "w_ptr": w,
+        "out_ptr": out,
+        "workspace_ptr": scratch.workspace,
+        "counter_ptr": scratch.counters,
+        "M": problem.m,
+        "N": problem.n,
+        "K": problem.k,
+        "x_row": x.stride(0),
+        "w_row": w.stride(0),
+        "out_row": out.stride(0),
+    }
+    if config.kind in ("tma", "persistent"):
+        known["x_desc"] = TensorDescriptor(x, list(x.shape), [x.stride(0), 1], [config.block_m, config.block_k])
+        known["w_desc"] = TensorDescriptor(w, list(w.shape), [w.stride(0), 1], list(_w_block(variant)))
+    return [known[name] for name in _KERNELS[config.kind].arg_names]

@@ -1,0 +1,237 @@
+"""Inputs, the high-precision reference, the check against it, and the vendor's call, for ``gemm``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from aks.core.errors import InvalidProblemError
+from aks.ops.gemm.spec import GemmProblem
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+_ELEMENT_BYTES = 2
+_MAX_ALIGNMENT = 16
+_PITCH = 128
+"""Elements that the start of each copy of w is a multiple of: 256 bytes, as an allocator would give."""
+_RANDOM_BLOCK = 16_777_213
+"""Random values made at once, then repeated. Prime, so that rows and copies do not repeat with it."""
+_CHUNK = 2**26
+"""Elements converted at once to higher precision: 512 MiB in float64."""
+_FLOAT64_LIMIT = 2**31
+"""m * n * k up to which a GPU uses float64; many GPUs have 1/64 of their float32 rate there."""
+
+
+@dataclass(eq=False)
+class Inputs:
+    """Operands of one problem.
+
+    x [M, K]; w: copies [N, K] (or [K, N], as the problem's w_layout says) at different addresses, of
+    different values; out [M, N], poisoned. All of the problem's dtype; rows contiguous, row strides
+    and pointers as its alignment asks.
+    """
+
+    x: Tensor
+    w: list[Tensor]
+    out: Tensor
+
+
+def make_inputs(problem: GemmProblem, *, copies: int = 1, device: str | torch.device = "cuda", seed: int = 0) -> Inputs:
+    """Random operands whose ``alignment_of`` is exactly ``problem.alignment``, for every copy of w.
+
+    x is N(0, 1) and w N(0, 1/k), so outputs are about N(0, 1). Row strides are padded where rows
+    would be less aligned than asked; where they would be more aligned, pointers are shifted by
+    ``alignment`` bytes. Padding between rows is NaN: a kernel that reads it shows.
+
+    Raises
+    ------
+    InvalidProblemError
+        If ``copies`` is less than 1.
+    """
+    if copies < 1:
+        raise InvalidProblemError(f"copies={copies}; w needs at least 1 copy")
+    m, n, k = problem.m, problem.n, problem.k
+    w_shape = (n, k) if problem.w_layout == "nk" else (k, n)
+    shapes = ((m, k), w_shape, (m, n))
+    step = problem.alignment // _ELEMENT_BYTES
+    strides = [math.ceil(row / step) * step for _, row in shapes]
+    natural = _power_of_two(*(stride * _ELEMENT_BYTES for stride in strides))
+    offset = 0 if natural == problem.alignment else step
+    generator = torch.Generator(device=device).manual_seed(seed)
+    dtype = DTYPES[problem.dtype]
+
+    def allocate(index: int, count: int, std: float) -> list[Tensor]:
+        (rows, row), stride = shapes[index], strides[index]
+        pitch = math.ceil((rows * stride + offset) / _PITCH) * _PITCH
+        flat = torch.empty(count * pitch, dtype=dtype, device=device)
+        if std:
+            _fill_random(flat, std, generator)
+        starts = [copy * pitch + offset for copy in range(count)]
+        padded = [flat[start : start + rows * stride].view(rows, stride) for start in starts]
+        for tensor in padded:
+            tensor[:, row if std else 0 :].fill_(math.nan)
+        return [tensor[:, :row] for tensor in padded]
+
+    (x,), w, (out,) = allocate(0, 1, 1.0), allocate(1, copies, k**-0.5), allocate(2, 1, 0.0)
+    return Inputs(x, w, out)
+
+
+def alignment_of(x: Tensor, w: Tensor, out: Tensor) -> int:
+    """Largest power of two, up to 16, that divides every pointer and every row stride in bytes."""
+    tensors = (x, w, out)
+    return _power_of_two(*(t.data_ptr() for t in tensors), *(t.stride(0) * t.element_size() for t in tensors))
+
+
+def reference(problem: GemmProblem, x: Tensor, w: Tensor) -> Tensor:
+    """``x @ w.T`` in higher precision: [M, N] float32 on x's device. w as ``problem.w_layout`` says.
+
+    float64 on a CPU and up to m * n * k = 2^31, else float32 without TF32. Converted in pieces, so
+    that beside the result at most about 1.5 GiB are in use.
+    """
+    m, n, k = problem.m, problem.n, problem.k
+    exact = x.device.type == "cpu" or m * n * k <= _FLOAT64_LIMIT
+    dtype = torch.float64 if exact else torch.float32
+    wt = w.T if problem.w_layout == "nk" else w
+    result = torch.empty(m, n, dtype=torch.float32, device=x.device)
+    step = max(1, _CHUNK // k)
+    with _highest_precision():
+        for top in range(0, m, step):
+            rows = x[top : top + step].to(dtype)
+            # The product of a piece must stay small too.
+            width = max(1, min(step, _CHUNK // rows.shape[0]))
+            for left in range(0, n, width):
+                columns = slice(left, left + width)
+                result[top : top + step, columns] = rows @ wt[:, columns].to(dtype)
+    return result
+
+
+def tolerances(problem: GemmProblem) -> tuple[float, float, float]:
+    """Allowed errors: (of the whole, relative), (of an element, relative to it), (of an element, absolute).
+
+    Sources: N. Higham, Accuracy and Stability of Numerical Algorithms, 2.1-2.2 and 3.1, and M. Fasi et al.,
+    Numerical behavior of NVIDIA tensor cores, 2021. For outputs of unit variance:
+
+    - Rounding the output errs by at most u of each element, u = 2^-8 (bf16) or 2^-11 (fp16), and by
+      u / 2.4 in root mean square (2^-9 and 2^-12 in round figures).
+    - Vendors may also round the partial sums of a split k to the output type (PyTorch allows it by
+      default). A partial sum is not small where the output is, so an element may err by several u of a
+      standard deviation: 8 are allowed. Over the whole that stays below u (0.6 u for partial sums
+      rounded once, 0.95 u for eight added one by one); of few outputs the mean is not yet settled,
+      hence u * (1 + 2 / sqrt(m n)).
+    - Tensor cores cut float32 sums off rather than round them: up to 2^-23 a step of at least 8
+      products, always towards zero, so it grows as k. k * 2^-25 allows twice that mean.
+    """
+    unit = {"bf16": 2.0**-8, "fp16": 2.0**-11}[problem.dtype]
+    accumulation = problem.k * 2.0**-25
+    whole = unit * (1 + 2 / math.sqrt(problem.m * problem.n)) + accumulation
+    return whole, unit, 8 * (unit + accumulation)
+
+
+def check(problem: GemmProblem, out: Tensor, expected: Tensor) -> str:
+    """Say what is wrong with ``out`` [M, N], given ``expected`` [M, N] float32; empty if nothing is.
+
+    ``out`` must have been poisoned before the launch. Errors are held against ``tolerances``, scaled
+    by the root mean square of ``expected`` but by no less than 1, the scale of ``make_inputs``: a lone
+    output near 0 has no meaningful relative error.
+    """
+    if out.shape != expected.shape or out.dtype != DTYPES[problem.dtype]:
+        wanted = f"{tuple(expected.shape)} {DTYPES[problem.dtype]}"
+        return f"output is {tuple(out.shape)} {out.dtype}; wanted {wanted}"
+    whole, element, absolute = tolerances(problem)
+    pieces = []
+    for rows in _row_slices(out):
+        exact = expected[rows]
+        error = out[rows].float() - exact
+        # Squares of large wrong values overflow float32.
+        norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in (error, exact)]
+        pieces.append(torch.stack([*norms, (error.abs_() - element * exact.abs()).amax().double()]))
+    # One transfer: a sweep checks thousands of candidates.
+    columns = list(zip(*torch.stack(pieces).tolist(), strict=True))
+    if not all(math.isfinite(value) for column in columns for value in column):
+        return _describe_non_finite(out, expected)
+    error_norm, exact_norm = math.hypot(*columns[0]), math.hypot(*columns[1])
+    count = math.sqrt(out.numel())
+    scale = max(1.0, exact_norm / count)
+    if max(columns[2]) > absolute * scale:
+        return _describe_worst(out, expected, element, absolute * scale)
+    relative = error_norm / (scale * count)
+    if relative > whole:
+        return f"relative error of the whole is {relative:.3g}; at most {whole:.3g} is allowed"
+    return ""
+
+
+def poison(out: Tensor) -> None:
+    """Fill ``out`` with NaN, so that an element that is not written shows."""
+    out.fill_(math.nan)
+
+
+def vendor(problem: GemmProblem, x: Tensor, w: Tensor, out: Tensor) -> Callable[[], object]:
+    """A call that writes ``x @ w.T`` into ``out`` by ``torch.mm``, on the current stream."""
+    return partial(torch.mm, x, w.T if problem.w_layout == "nk" else w, out=out)
+
+
+def _power_of_two(*numbers: int) -> int:
+    divisor = math.gcd(_MAX_ALIGNMENT, *numbers)
+    return divisor & -divisor
+
+
+def _fill_random(flat: Tensor, std: float, generator: torch.Generator) -> None:
+    size = min(flat.numel(), _RANDOM_BLOCK)
+    block = torch.randn(size, dtype=flat.dtype, device=flat.device, generator=generator).mul_(std)
+    for piece in flat.split(size):
+        piece.copy_(block[: piece.numel()])
+
+
+@contextmanager
+def _highest_precision() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _row_slices(out: Tensor) -> Iterator[slice]:
+    step = max(1, _CHUNK // out.shape[1])
+    for top in range(0, out.shape[0], step):
+        yield slice(top, top + step)
+
+
+def _describe_non_finite(out: Tensor, expected: Tensor) -> str:
+    unwritten = infinite = unusable = 0
+    first = None
+    for rows in _row_slices(out):
+        nan, inf = out[rows].isnan(), out[rows].isinf()
+        unwritten, infinite = unwritten + int(nan.sum()), infinite + int(inf.sum())
+        unusable += int((~expected[rows].isfinite()).sum())
+        if first is None and (unwritten or infinite):
+            row, column = (nan | inf).nonzero()[0].tolist()
+            first = (rows.start + row, column)
+    if unusable:
+        return f"the reference has {unusable} elements that are not finite: the inputs overflow or hold NaN"
+    return f"{unwritten} of {out.numel()} elements are NaN (never written?), {infinite} infinite; the first at {first}"
+
+
+def _describe_worst(out: Tensor, expected: Tensor, element: float, absolute: float) -> str:
+    wrong, worst, place = 0, 0.0, (0, 0)
+    for rows in _row_slices(out):
+        exact = expected[rows]
+        excess = (out[rows].float() - exact).abs_() - element * exact.abs()
+        wrong += int((excess > absolute).sum())
+        index = int(excess.argmax())
+        if float(excess.flatten()[index]) > worst:
+            worst = float(excess.flatten()[index])
+            place = (rows.start + index // out.shape[1], index % out.shape[1])
+    got, wanted = float(out[place]), float(expected[place])
+    bound = element * abs(wanted) + absolute
+    return (
+        f"{wrong} of {out.numel()} elements are wrong; the worst at {place} is {got:.6g}, wanted {wanted:.6g} "
+        f"within {bound:.3g}"
+    )

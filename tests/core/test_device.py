@@ -1,0 +1,59 @@
+"""Device facts: names, rows, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from operator import attrgetter
+
+import pytest
+
+from aks.core.device import DeviceSpec, device_slug, find_device, known_devices
+from aks.core.errors import UnknownDeviceError
+
+H200 = find_device("h200")
+
+
+@pytest.mark.parametrize("device", known_devices().values(), ids=attrgetter("name"))
+def test_every_row_of_the_table_is_plausible(device):
+    assert device_slug(device.name) == device.name
+    assert device.smem_bytes_per_block <= device.smem_bytes_per_sm
+    assert 70 <= device.capability < 200
+    assert DeviceSpec.from_row(device.to_row()) == device
+    assert "name" not in device.variables()
+
+
+@pytest.mark.parametrize(
+    ("driver_name", "slug"),
+    [
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA H100 80GB HBM3", "h100-80gb-hbm3"),
+        ("NVIDIA A100-SXM4-80GB", "a100-sxm4-80gb"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("h200", "h200"),
+    ],
+)
+def test_a_driver_name_becomes_a_short_one(driver_name, slug):
+    assert device_slug(driver_name) == slug
+
+
+def test_a_device_is_found_by_either_name():
+    assert find_device("NVIDIA H200") == H200
+
+
+def test_an_unknown_device_says_what_is_known_and_what_to_do():
+    with pytest.raises(UnknownDeviceError, match=r"'h300'; known: .*h200.*; add a row to devices\.toml"):
+        find_device("h300")
+    assert str(UnknownDeviceError("plain text")) == "plain text"
+
+
+@pytest.mark.parametrize("value", [0, -5, 1.5, True, "132"])
+def test_a_fact_is_a_positive_integer(value):
+    with pytest.raises(UnknownDeviceError, match="sm_count"):
+        replace(H200, sm_count=value)
+
+
+def test_a_row_without_a_fact_is_refused():
+    row = H200.to_row()
+    del row["sm_count"]
+    with pytest.raises(UnknownDeviceError, match="sm_count"):
+        DeviceSpec.from_row(row)
