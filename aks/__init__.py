@@ -1,0 +1,54 @@
+"""Picks the fastest GPU kernel for the problem at hand, from a model trained on measured latencies.
+
+The public names are loaded when first used: ``import aks`` costs neither torch nor numpy.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aks.core.device import DeviceSpec, current_device, find_device
+    from aks.core.errors import AksError
+    from aks.ops import OPS, find_op
+    from aks.runtime.dispatcher import linear
+    from aks.runtime.predictor import Predictor
+
+__all__ = [
+    "OPS",
+    "AksError",
+    "DeviceSpec",
+    "Predictor",
+    "current_device",
+    "find_device",
+    "find_op",
+    "linear",
+]
+
+_HOMES = {
+    "OPS": "aks.ops",
+    "AksError": "aks.core.errors",
+    "DeviceSpec": "aks.core.device",
+    "Predictor": "aks.runtime.predictor",
+    "current_device": "aks.core.device",
+    "find_device": "aks.core.device",
+    "find_op": "aks.ops",
+    "linear": "aks.runtime.dispatcher",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("aks")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'aks' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})

@@ -105,7 +105,12 @@ class Timer:
         self.pool = torch.cuda.graph_pool_handle()
         limit_us = max(2.0, self.op.limit_us(problem, self.device))
         self.copies = self._copies(problem, regime)
-        inputs = self.op.reference.make_inputs(problem, copies=self.copies)
+        try:
+            inputs = self.op.reference.make_inputs(problem, copies=self.copies)
+        except torch.OutOfMemoryError as error:
+            for config in configs:
+                yield Outcome(Measurement(problem, config, regime, Status.OUT_OF_RESOURCES, (), str(error)[:500]))
+            return
         # Neighbours write x, always the same, so what is expected comes after them.
         neighbours = Neighbours(inputs, self.stream, self.pool) if regime is Regime.CHAIN else None
         expected = self.op.reference.reference(problem, inputs.x, inputs.w[0])
@@ -117,7 +122,7 @@ class Timer:
             if status is Status.OK:
                 racers.append(_Candidate(config, bind))
             else:
-                yield Outcome(Measurement(problem, config, regime, status, (), detail), 0, 0)
+                yield Outcome(Measurement(problem, config, regime, status, (), detail))
         if not racers:
             return
         # Launches read the copies in turn; as many as fill the time, or fit it where one launch is long.
@@ -174,8 +179,7 @@ class Timer:
         for racer in racers:
             starting(racer.config)
             self._capture(racer, num_launches, neighbours)
-        for racer in racers:
-            racer.samples_us.append(self._sample(racer, neighbours))
+        self._sample(racers, neighbours, starting)
         self._drop(racers, self.racing.first)
 
     def _race(self, racers: list[_Candidate], num_launches, neighbours, starting) -> None:
@@ -186,14 +190,12 @@ class Timer:
             racer.samples_us.clear()
             self._capture(racer, num_launches, neighbours)
         for _ in range(racing.early):
-            for racer in alive:
-                racer.samples_us.append(self._sample(racer, neighbours))
+            self._sample(alive, neighbours, starting)
         self._drop(alive, racing.second)
         best = min(racer.latency_us for racer in alive)
         finalists = [racer for racer in alive if self._keeps(racer, best * racing.final)]
         for _ in range(racing.samples - racing.early):
-            for racer in finalists:
-                racer.samples_us.append(self._sample(racer, neighbours))
+            self._sample(finalists, neighbours, starting)
 
     def _drop(self, racers: list[_Candidate], factor: float) -> None:
         best = min(racer.latency_us for racer in racers)
@@ -224,14 +226,17 @@ class Timer:
         except RuntimeError as error:
             raise WorkerPoisonedError(f"{racer.config.key()}: {error}") from error
 
-    def _sample(self, racer: _Candidate, neighbours: Neighbours | None) -> float:
-        if racer.graph is None:
-            raise WorkerPoisonedError(f"{racer.config.key()} was sampled before it was captured")
-        latency_us = _replay_us(racer.graph) / racer.num_launches
-        if neighbours is None:
-            return latency_us
-        # A chain can be faster than its neighbours alone only by noise; a latency must be positive.
-        return max(0.01, latency_us - neighbours.sample(racer.num_launches))
+    def _sample(self, racers: list[_Candidate], neighbours: Neighbours | None, starting) -> None:
+        """One more sample of each, in turn."""
+        for racer in racers:
+            if racer.graph is None:
+                raise WorkerPoisonedError(f"{racer.config.key()} was sampled before it was captured")
+            starting(racer.config)  # a hang has a name too
+            latency_us = _replay_us(racer.graph) / racer.num_launches
+            if neighbours:
+                # A chain can be faster than its neighbours alone only by noise; a latency must be positive.
+                latency_us = max(0.01, latency_us - neighbours.sample(racer.num_launches))
+            racer.samples_us.append(latency_us)
 
 
 class Neighbours:

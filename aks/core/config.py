@@ -54,7 +54,7 @@ class Config:
     def variables(self) -> dict[str, int]:
         """The config as formulas see it, with each choice's name in capitals as a constant."""
         table: dict[str, int] = {}
-        for name, choices in self.CHOICES.items():
+        for choices in self.CHOICES.values():
             table |= {choice.upper(): index for index, choice in enumerate(choices)}
         for name, value in self.to_row().items():
             table[name] = self.CHOICES[name].index(value) if name in self.CHOICES else int(value)

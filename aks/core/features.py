@@ -49,6 +49,5 @@ def evaluate_columns(features: tuple[Feature, ...], columns):
     result = np.empty((length, len(features)), dtype=np.int64)
     for index, feature in enumerate(features):
         code = compile(feature.formula, f"<feature {feature.name}>", "eval")
-        result[:, index] = eval(code, namespace, columns)  # noqa: S307: Feature parsed it
+        result[:, index] = eval(code, namespace, columns)  # Feature parsed it
     return result
-

@@ -80,7 +80,7 @@ def compile_python(text: str) -> Callable[[Mapping[str, int]], int]:
     """A function from a variable table to the formula's value, as an int."""
     code = compile(ast.Expression(parse(text)), f"<formula {text}>", "eval")
     namespace = {"__builtins__": {}, "ceil_div": ceil_div, "next_pow2": next_pow2, "min": min, "max": max}
-    return lambda variables: int(eval(code, namespace, variables))  # noqa: S307: parse() allows arithmetic only
+    return lambda variables: int(eval(code, namespace, variables))  # parse() allows arithmetic only
 
 
 def fold(text: str, constants: Mapping[str, int]) -> str:
@@ -145,7 +145,7 @@ def emit_c(text: str) -> str:
 
 def _emit_c(node: ast.expr) -> str:
     match node:
-        case ast.Constant(value=value):
+        case ast.Constant(value=int(value)):
             return str(int(value)) if int(value) < 2**31 else f"INT64_C({int(value)})"
         case ast.Name(id=name):
             return name

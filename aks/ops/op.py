@@ -17,6 +17,8 @@ from aks.core.problem import Problem
 class Op:
     """One line of the registry.
 
+    ``features`` are over problem and device: what trees read. ``config_features`` are over the config
+    too: what it makes of the problem (programs, waves, steps), for models of its latency.
     ``flops`` and ``bytes_moved`` are formulas over a problem: arithmetic operations, and the bytes
     that must cross DRAM once (inputs read, output written); ``weight_bytes`` those of the weights, which
     timing rotates. ``vendor`` is the baseline config: what
@@ -28,6 +30,7 @@ class Op:
     config_type: type[Config]
     space: ConfigSpace
     features: tuple[Feature, ...]
+    config_features: tuple[Feature, ...]
     vendor: Config
     flops: str
     bytes_moved: str

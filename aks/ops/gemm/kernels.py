@@ -91,7 +91,7 @@ def _finish(
         arrived = tl.atomic_add(counter_ptr + tile, 1, sem="acq_rel")
         if arrived == SPLIT_K - 1:
             total = tl.load(partial, cache_modifier=".cg")
-            for other in tl.static_range(1, SPLIT_K):
+            for other in tl.static_range(1, SPLIT_K):  # pyright: ignore[reportGeneralTypeIssues]
                 total += tl.load(partial + other * (ROWS * COLUMNS), cache_modifier=".cg")
             _store(out_ptr, out_row, total, offs_m, offs_n, M, N, SWAP_AB)
             tl.store(counter_ptr + tile, 0)
@@ -153,9 +153,7 @@ def gemv_kernel(
             x_ptrs += BLOCK_K
             w = w_next
         acc = tl.sum(sums, axis=2)
-    _finish(
-        acc, out_ptr, out_row, workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, False
-    )
+    _finish(acc, out_ptr, out_row, workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, False)
 
 
 @triton.jit
@@ -205,9 +203,7 @@ def tiled_kernel(
         acc = _multiply(x, w, acc, SWAP_AB)
         x_ptrs += BLOCK_K
         w_ptrs += w_step
-    _finish(
-        acc, out_ptr, out_row, workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, SWAP_AB
-    )
+    _finish(acc, out_ptr, out_row, workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, SWAP_AB)
 
 
 @triton.jit
@@ -282,9 +278,7 @@ def tma_kernel(
         else:
             w = w_desc.load([tile_n * BLOCK_N, k])
         acc = _multiply(x, w, acc, SWAP_AB)
-    _finish(
-        acc, out_ptr, out_row, workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, SWAP_AB
-    )
+    _finish(acc, out_ptr, out_row, workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, SWAP_AB)
 
 
 @triton.jit

@@ -21,7 +21,7 @@ from aks.ops.gemm import cublaslt, kernels, reference
 from aks.ops.gemm.spec import CUBLASLT_ALGOS, SPLIT_WORKSPACE_BYTES, GemmConfig, GemmProblem
 
 TRITON_DTYPES = {"bf16": "bf16", "fp16": "fp16"}
-TORCH_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPE_NAMES = {dtype: name for name, dtype in reference.DTYPES.items()}
 _KERNELS = {
     "gemv": kernels.gemv_kernel,
     "tiled": kernels.tiled_kernel,
@@ -164,6 +164,36 @@ def compile_job(job: tuple[Variant, int]) -> None:
     compile_variant.__wrapped__(*job)
 
 
+def is_ready(config: GemmConfig, problem: GemmProblem, device: DeviceSpec) -> bool:
+    """Whether launching ``config`` neither compiles nor loads a kernel."""
+    return config.kind not in _KERNELS or (variant_of(config, problem), device.capability) in _LOADED
+
+
+_LOADED: set[tuple[Variant, int]] = set()
+
+
+def problem_of(x, w, out, static_weights: bool) -> GemmProblem | None:
+    """The problem that tensors pose; None if these kernels do not take them.
+
+    x [M, K], w [N, K] (as it is, or a transposed view of [K, N] rows) and out [M, N], on one device.
+    """
+    dtype = _DTYPE_NAMES.get(x.dtype)
+    if dtype is None or not (x.dtype == w.dtype == out.dtype and x.dim() == w.dim() == out.dim() == 2):
+        return None
+    (m, k), n = x.shape, w.shape[0]
+    if not m * n * k or w.shape[1] != k or out.shape != (m, n):
+        return None
+    if w.stride(1) == 1 and w.stride(0) >= k:
+        w_layout, stored = "nk", w
+    elif w.stride(0) == 1 and w.stride(1) >= n:
+        w_layout, stored = "kn", w.T
+    else:
+        return None
+    if x.stride(1) != 1 or x.stride(0) < k or out.stride(1) != 1 or out.stride(0) < n:
+        return None
+    return GemmProblem(m, n, k, dtype, w_layout, reference.alignment_of(x, stored, out), static_weights)
+
+
 class Scratch:
     """Workspace and counters of one stream: split-K launches on it follow one another, so they share."""
 
@@ -203,6 +233,7 @@ def bind(
         kernel = _KERNELS[config.kind][(grid_of(config, problem, device.sm_count),)]
         return lambda stream: kernel(*arguments)
     compiled = compile_variant(variant, device.capability)
+    _LOADED.add((variant, device.capability))
     arguments = arguments_of(config, variant, problem, x, w, out, scratch)
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
     grid = grid_of(config, problem, device.sm_count)

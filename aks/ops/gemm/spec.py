@@ -223,12 +223,54 @@ FEATURES = (
     Feature("k_per_sm", "k * ceil_div(n, 64) // sm_count", "k steps each SM would do at 64 columns a tile"),
 )
 
+# What a config makes of a problem: tiles of the vendor's routines are taken to be 128 x 256.
+_BLOCK_M = "max(block_m, (kind == GEMV) * next_pow2(m), (kind < GEMV) * 128)"
+_BLOCK_N = "max(block_n, (kind < GEMV) * 256)"
+_BLOCK_K = "max(block_k, 64)"
+_SPLIT_K = "max(split_k, 1)"
+_K_SHARE = f"ceil_div(k, {_SPLIT_K})"
+_PROGRAMS = f"(ceil_div(m, {_BLOCK_M}) * ceil_div(n, {_BLOCK_N}) * {_SPLIT_K})"
+# Programs that an SM holds at once: by shared memory, or by registers where there is none to speak of.
+_RESIDENT = (
+    "max(1, (kind == GEMV) * min(16, 48 // max(num_warps, 1)), (kind > GEMV) * smem_bytes_per_sm"
+    " // ((num_stages + pdl // 2) * (block_m + block_n) * block_k * 2 + 2048))"
+)
+
+CONFIG_FEATURES = (
+    *(
+        Feature(name, name)
+        for name in ("kind", "block_k", "num_warps", "num_stages", "swap_ab", "pdl", "prefetch_kib", "algo")
+    ),
+    Feature("block_m", _BLOCK_M),
+    Feature("block_n", _BLOCK_N),
+    Feature("split_k", _SPLIT_K),
+    Feature("programs", _PROGRAMS),
+    Feature("programs_per_sm", f"{_PROGRAMS} * 100 // sm_count", "percent"),
+    Feature("resident", _RESIDENT, "programs that an SM holds at once"),
+    Feature("waves", f"{_PROGRAMS} * 100 // (sm_count * {_RESIDENT})", "percent"),
+    Feature("sm_fill", f"{_PROGRAMS} * 1000 // (ceil_div({_PROGRAMS}, sm_count) * sm_count)", "permille"),
+    Feature(
+        "wave_fill",
+        f"{_PROGRAMS} * 1000 // (ceil_div({_PROGRAMS}, sm_count * {_RESIDENT}) * sm_count * {_RESIDENT})",
+        "permille",
+    ),
+    Feature("steps", f"ceil_div({_K_SHARE}, {_BLOCK_K})", "steps along k of a program"),
+    Feature("k_padding", f"ceil_div({_K_SHARE}, {_BLOCK_K}) * {_BLOCK_K} * {_SPLIT_K} * 100 // k", "percent"),
+    Feature("n_padding", f"ceil_div(n, {_BLOCK_N}) * {_BLOCK_N} * 100 // n", "percent"),
+    Feature("m_padding", f"ceil_div(m, {_BLOCK_M}) * {_BLOCK_M} * 100 // m", "percent"),
+    Feature("reads_of_w", f"ceil_div(m, {_BLOCK_M})"),
+    Feature("program_kib", f"{_BLOCK_N} * {_K_SHARE} * 2 // 1024", "weights that a program reads"),
+    Feature("k_rest", f"k % {_BLOCK_K}"),
+    Feature("n_rest", f"n % {_BLOCK_N}"),
+)
+
 GEMM = Op(
     name="gemm",
     problem_type=GemmProblem,
     config_type=GemmConfig,
     space=ConfigSpace("gemm", CONFIGS, RULES),
     features=FEATURES,
+    config_features=CONFIG_FEATURES,
     vendor=VENDOR,
     flops="2 * m * n * k",
     bytes_moved="2 * (m * n + m * k + n * k)",

@@ -1,0 +1,5 @@
+"""``python -m aks`` is ``aks``."""
+
+from aks.cli import main
+
+main()

@@ -1,0 +1,88 @@
+"""``aks data``: list, check, merge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aks.cli.options import OpName
+
+data = typer.Typer(help="List, check and merge measurements.", no_args_is_help=True)
+
+
+@data.command("list")
+def list_files(
+    roots: Annotated[list[Path] | None, typer.Argument(help="Files or folders; default: data and runs.")] = None,
+    op: OpName = "gemm",
+) -> None:
+    """List files of measurements: how many rows, of what.
+
+    \b
+    Examples:
+      aks data list
+      aks data list runs/h200.db data/gemm
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from aks.collect.datafile import data_files, read_table
+    from aks.core.errors import DataError
+    from aks.ops import find_op
+
+    known_op = find_op(op)
+    files = data_files(roots or [root for root in (Path("data"), Path("runs")) if root.is_dir()])
+    if not files:
+        raise DataError(
+            f"no file of measurements in {', '.join(map(str, roots or ['data', 'runs']))}; see 'aks collect'"
+        )
+    table = Table("file", "rows", "devices", "regimes", "remark")
+    for path in files:
+        try:
+            rows = read_table(path, known_op)
+        except DataError as error:
+            table.add_row(str(path), "", "", "", str(error))
+            continue
+        values = [", ".join(sorted(set(rows.column(name).to_pylist()))) for name in ("device", "regime")]
+        table.add_row(str(path), str(rows.num_rows), *values, "")
+    Console().print(table)
+
+
+@data.command()
+def check(
+    files: Annotated[list[Path], typer.Argument(help="Parquet files, or stores that 'aks collect' wrote.")],
+    op: OpName = "gemm",
+) -> None:
+    """Check every row of files, and print what is in them: problems, families, noise.
+
+    \b
+    Examples:
+      aks data check data/gemm/h200.parquet
+    """
+    from aks.collect.datacheck import check as check_file
+    from aks.ops import find_op
+
+    known_op = find_op(op)
+    for path in files:
+        print(check_file(path, known_op))
+
+
+@data.command()
+def merge(
+    sources: Annotated[list[Path], typer.Argument(help="Stores that 'aks collect' wrote, and Parquet files.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write; may be one of the sources.")],
+    op: OpName = "gemm",
+) -> None:
+    """Merge measurements into one Parquet file to train on.
+
+    \b
+    Examples:
+      aks data merge runs/h200.db --out data/gemm/h200.parquet
+      aks data merge data/gemm/h200.parquet runs/more.db --out data/gemm/h200.parquet
+    """
+    from aks.collect.datafile import merge as merge_files
+    from aks.ops import find_op
+
+    rows = merge_files(find_op(op), sources, out)
+    print(f"{rows} rows written to {out}")

@@ -1,0 +1,62 @@
+"""``aks export`` and ``aks explain``: from a selector to a tree, and what a tree answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from aks.cli.options import Model, OpArgument, TreeDevice
+
+
+def export(
+    selector: Annotated[Path, typer.Argument(help="selector.json that 'aks train' wrote.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write; default: models/<op>/<device>.")] = None,
+    device: Annotated[str, typer.Option(help="Device whose facts are folded in; default: that of the data.")] = "",
+) -> None:
+    """Write a trained tree as tree.py, tree.h, tree.json and manifest.json.
+
+    \b
+    Examples:
+      aks export runs/gemm/selector.json
+      aks export runs/gemm/selector.json --device h100-80gb-hbm3 --out /tmp/h100
+    """
+    from aks.core.device import DeviceSpec, find_device
+    from aks.export.bundle import export as write
+    from aks.export.selector import read_selector
+
+    target = find_device(device) if device else None
+    if out is None:
+        content, _ = read_selector(selector)
+        named = target or DeviceSpec.from_row(content.get("device", {}))
+        out = Path("models", str(content.get("op")), named.name)
+    manifest = write(selector, out, device=target)
+    tree = manifest["tree"]
+    print(f"{tree['splits']} splits, {tree['levels']} levels, for {manifest['device']['device']}: written to {out}")
+
+
+def explain(
+    op: OpArgument,
+    problem: Annotated[list[str], typer.Argument(help="name=value for each axis, and for attributes.")],
+    device: TreeDevice = "h200",
+    model: Model = None,
+) -> None:
+    """Say which config a tree picks for a problem, and why.
+
+    Prints the path through the tree, the expected slowdown, the runners-up, and whether the training
+    data covered the problem.
+
+    \b
+    Examples:
+      aks explain gemm m=16 n=4096 k=4096
+      aks explain gemm m=1 n=2880 k=4096 dtype=fp16 static_weights=true --model runs/demo/model
+    """
+    from aks.cli.problem import parse_problem
+    from aks.ops import find_op
+    from aks.runtime.explain import explain as reasons
+    from aks.runtime.predictor import Predictor
+
+    known_op = find_op(op)
+    asked = parse_problem(known_op, problem)
+    print(reasons(Predictor.load(known_op, None if model else device, model), known_op, asked))

@@ -1,0 +1,206 @@
+"""How well a selector does on what it never saw: hold out one group of any column, train on the rest, in turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aks.core.device import DeviceSpec
+from aks.core.errors import DataError
+from aks.evaluate import baselines
+from aks.evaluate.regret import Chooser, ChooserScore, Scorer, json_row, resolve
+from aks.export.tree import lower
+from aks.train.dataset import TrainingSet
+from aks.train.fit import Options, fit
+from aks.train.selector import describe
+from aks.train.splits import SAMPLE, split
+
+Fit = Callable[[TrainingSet], Sequence[Chooser]]
+"""From training problems to choosers, of the same names each time."""
+
+FAMILY, DEVICE = "family", "device"
+TREE = "tree"
+_DEFAULTS = Options()
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """What is held out together: the values of the column, and the rows that have one of them."""
+
+    name: str
+    values: tuple[str, ...]
+    rows: NDArray[np.intp]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupScore:
+    """Scores on one held-out group, and how many problems were left to train on."""
+
+    group: str
+    trained_on: int
+    rows: tuple[ChooserScore, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Generalization:
+    """groups in turn, and overall: every problem scored once, by choosers that never saw its group."""
+
+    column: str
+    groups: tuple[GroupScore, ...]
+    overall: tuple[ChooserScore, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """All rows as plain lists and mappings."""
+        return {
+            "column": self.column,
+            "groups": [
+                {
+                    "group": entry.group,
+                    "trained_on": entry.trained_on,
+                    "rows": [json_row(row.to_row()) for row in entry.rows],
+                }
+                for entry in self.groups
+            ],
+            "overall": [json_row(row.to_row()) for row in self.overall],
+        }
+
+
+def column_names(data: TrainingSet) -> list[str]:
+    """Columns that can be held out: family, device and its facts, and the fields of a problem."""
+    facts = [field.name for field in fields(DeviceSpec) if field.name != "name"]
+    return [FAMILY, DEVICE, *(field.name for field in fields(data.op.problem_type)), *facts]
+
+
+def make_groups(data: TrainingSet, column: str, max_groups: int) -> list[Group]:
+    """The distinct values of ``column`` as groups; more than ``max_groups`` are dealt into that many.
+
+    Large values are dealt first, each to the smallest group so far, so that groups are of about equal
+    size. Random shapes (family ``sample``) are no model and stay in training.
+
+    Raises
+    ------
+    DataError
+        If there is no such column, or fewer than two groups to tell apart.
+    """
+    values = _values(data, column)
+    rows_of: dict[str, list[int]] = {}
+    for row, names in enumerate(values):
+        for name in names:
+            rows_of.setdefault(name, []).append(row)
+    if len(rows_of) < 2:
+        raise DataError(_too_few(column, list(rows_of)))
+    dealt: list[list[str]] = [[] for _ in range(min(max_groups, len(rows_of)))]
+    load = [0] * len(dealt)
+    for name in sorted(rows_of, key=lambda name: (-len(rows_of[name]), name)):
+        smallest = load.index(min(load))
+        dealt[smallest].append(name)
+        load[smallest] += len(rows_of[name])
+    groups = []
+    for names in dealt:
+        rows = np.unique([row for name in names for row in rows_of[name]])
+        groups.append(Group(", ".join(sorted(names)), tuple(sorted(names)), rows.astype(np.intp)))
+    return groups
+
+
+def _values(data: TrainingSet, column: str) -> list[frozenset[str]]:
+    if column == FAMILY:
+        return [families - {SAMPLE} for families in data.families]
+    if column == DEVICE:
+        return [frozenset([device.name]) for device in data.devices]
+    if column not in column_names(data):
+        raise DataError(f"no column {column!r} to hold out; there are: {', '.join(column_names(data))}")
+    of_problem = {field.name for field in fields(data.op.problem_type)}
+    owners = data.problems if column in of_problem else data.devices
+    return [frozenset([str(getattr(owner, column))]) for owner in owners]
+
+
+def _too_few(column: str, found: list[str]) -> str:
+    has = f"the data has {len(found)} {column}{'' if not found else f' ({found[0]})'}"
+    if column == DEVICE:
+        return (
+            f"{has}: one device is too few for a cross-GPU figure, which trains on all GPUs but one and scores on that "
+            "one. Measure another GPU (aks collect) and pass both files, or hold out model families: "
+            f"--holdout {FAMILY}"
+        )
+    return f"{has}: holding it out leaves nothing to train on. Hold out another column (--holdout {FAMILY})"
+
+
+def leave_one_out(
+    data: TrainingSet,
+    column: str,
+    fit: Fit,
+    *,
+    max_groups: int = 5,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Generalization:
+    """Hold out each group of ``column`` in turn; ``fit`` sees the others, and its choosers are scored on it.
+
+    Vendor and oracle are scored beside them. Holding out families also withholds every problem that
+    shares weights with them, as ``split`` does. ``progress`` is told of each group as it starts.
+
+    Raises
+    ------
+    DataError
+        If the column is unknown or has fewer than two groups, or a group leaves nothing to train on.
+    """
+    groups = make_groups(data, column, max_groups)
+    columns: dict[str, NDArray[np.intp]] = {}
+    cluster = np.zeros(len(data), dtype=np.intp)
+    scores = []
+    for number, group in enumerate(groups):
+        progress(f"{column} {group.name} ({number + 1} of {len(groups)})")
+        train, test = _split(data, column, group)
+        held_out = data.subset(test)
+        choosers = [baselines.vendor(), *fit(data.subset(train)), baselines.oracle()]
+        picked = {chooser.name: resolve(chooser.rank(held_out), held_out.latency_us) for chooser in choosers}
+        scorer = Scorer(held_out, None, None, np.zeros(len(test), dtype=np.intp), seed=seed)
+        scores.append(GroupScore(group.name, len(train), tuple(scorer.score(c.name, picked[c.name]) for c in choosers)))
+        cluster[test] = number
+        for name, column_of in picked.items():
+            columns.setdefault(name, np.full(len(data), -1, dtype=np.intp))[test] = column_of
+    scored = np.unique(np.concatenate([group.rows for group in groups]))
+    overall = Scorer(data.subset(scored), None, None, cluster[scored], seed=seed)
+    rows = tuple(overall.score(name, column_of[scored]) for name, column_of in columns.items())
+    return Generalization(column, tuple(scores), rows)
+
+
+def fit_selector(options: Options = _DEFAULTS, *, ladder: bool = False) -> Fit:
+    """``aks train`` as a ``Fit``: the XGBoost selector and its tree, lowered for each GPU that it is asked for.
+
+    ladder adds the learned baselines.
+    """
+
+    def run(train: TrainingSet) -> Sequence[Chooser]:
+        fitted = fit(train, options)
+        columns = fitted.portfolio.columns
+        selector = describe(fitted, train, train, (), options, {}, {}, "")
+        learned = baselines.learned_choosers(train, columns, options.seed) if ladder else []
+        return [
+            *learned,
+            baselines.class_chooser(baselines.XGBOOST, fitted.classifier, columns),
+            Chooser(TREE, lambda data: _rank_by_device(selector, data)),
+        ]
+
+    return run
+
+
+def _rank_by_device(selector: dict[str, Any], data: TrainingSet) -> NDArray[np.intp]:
+    """[P, R]: what the selector's tree ranks, each problem by the tree that is lowered for its GPU."""
+    ranking = np.full((len(data), len(selector["portfolio"]) + 1), -1, dtype=np.intp)
+    for device in sorted(set(data.devices), key=lambda device: device.name):
+        rows = np.flatnonzero([other == device for other in data.devices])
+        tree = lower(selector, data.op, device)
+        ranking[rows] = baselines.tree_chooser(tree).rank(data.subset(rows))
+    return ranking
+
+
+def _split(data: TrainingSet, column: str, group: Group) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    if column == FAMILY:
+        return split(data, group.values)
+    train = np.setdiff1d(np.arange(len(data)), group.rows)
+    return train, group.rows

@@ -1,0 +1,179 @@
+"""Evaluate what is shipped: an artifact folder against measured data, next to everything else one could do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+
+from aks.core.errors import DataError
+from aks.core.measurement import Regime
+from aks.evaluate import baselines
+from aks.evaluate.bench import bench_predict
+from aks.evaluate.evaluation import Evaluation, assemble, held_out_rows
+from aks.evaluate.generalization import Generalization, fit_selector, leave_one_out
+from aks.evaluate.nvmatmul import nvmatmul_choosers
+from aks.evaluate.regret import Chooser
+from aks.evaluate.samples import measure_noise, present_regimes
+from aks.export.selector import read_selector
+from aks.ops.op import Op
+from aks.runtime.predictor import Predictor
+from aks.train.dataset import TrainingSet, from_frame, load
+from aks.train.fit import Options
+from aks.train.splits import split
+
+_DEFAULTS = Options()
+
+
+def evaluate(
+    op: Op,
+    data: Path | Sequence[Path],
+    models: Path,
+    *,
+    held_out: Sequence[str] = (),
+    selector: Path | None = None,
+    ladder: bool = True,
+    bench: bool = False,
+    command: str = "",
+) -> Evaluation:
+    """Score the tree in the folder ``models`` on the model families that its training held out.
+
+    data is one or more measurement files, of which the rows of the tree's device are used. held_out
+    narrows the families. ladder trains the baselines on what the tree was trained on, the families
+    not held out. selector is the ``selector.json`` that the tree was exported from; with it, the
+    XGBoost selector is scored too. bench times predictions. command is printed in the report.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be read, is of another device, or a family was not held out in training.
+    ArtifactError
+        If the folder cannot be read, or is for another op or config space.
+    """
+    predictor = Predictor.load(op, path=models)
+    manifest, device = predictor.bundle.manifest, predictor.bundle.device
+    regime = Regime(manifest.get("regime") or Regime.COLD)
+    families = check_held_out(manifest.get("dataset") or {}, held_out)
+    whole, frame = read(op, data, regime)
+    others = {name: from_frame(frame, op, regime=name) for name in present_regimes(frame) if name != regime}
+    sets = {name: _on_device(entry, device.name) for name, entry in {regime: whole, **others}.items()}
+    headline = sets[regime]
+    train, _ = split(headline, families)
+    tests = {name: held_out_rows(entry, families) for name, entry in sets.items() if _has(entry, families)}
+
+    columns = [headline.configs.index(config) for config in predictor.configs]
+    tree = baselines.tree_chooser(predictor.tree, predict=predictor.predict)
+    learned = baselines.learned_choosers(headline.subset(train), columns, manifest.get("seed") or 0) if ladder else []
+    teacher = [_teacher(selector, manifest, op)] if selector is not None else []
+    theirs, remark = nvmatmul_choosers(op, [device])
+    remarks = [remark, _other_data(manifest.get("dataset") or {}, whole)]
+    return assemble(
+        tree.name,
+        [baselines.vendor(), *learned, *teacher, tree, baselines.portfolio_oracle(columns), baselines.oracle()],
+        tests,
+        frame,
+        regime=regime,
+        noise=measure_noise(frame, op),
+        subsets=theirs,
+        supported=baselines.supported_chooser(predictor.tree),
+        everything=sets,
+        remarks=[entry for entry in remarks if entry],
+        held_out=families,
+        tree=predictor.tree,
+        model=manifest,
+        bench=bench_predict(models) if bench else {},
+        command=command,
+    )
+
+
+def evaluate_holdout(
+    op: Op,
+    data: Path | Sequence[Path],
+    column: str,
+    *,
+    regime: Regime | str = Regime.COLD,
+    max_groups: int = 5,
+    ladder: bool = False,
+    options: Options = _DEFAULTS,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Generalization:
+    """Hold out each group of ``column`` in turn, train on the rest of ``data``, and score (``leave_one_out``).
+
+    Raises
+    ------
+    DataError
+        If the data cannot be read, or the column is unknown or has one value only: one device, say.
+    """
+    measured = load([data] if isinstance(data, Path) else data, op, regime=regime)
+    fit = fit_selector(options, ladder=ladder)
+    return leave_one_out(measured, column, fit, max_groups=max_groups, seed=options.seed, progress=progress)
+
+
+def read(op: Op, data: Path | Sequence[Path], regime: Regime) -> tuple[TrainingSet, pd.DataFrame]:
+    """The measurements of ``regime`` as matrices, and the rows of all regimes as they are in the files.
+
+    Raises
+    ------
+    DataError
+        As ``aks.train.dataset.load``.
+    """
+    paths = [data] if isinstance(data, Path) else list(data)
+    checked = load(paths, op, regime=regime)
+    return checked, pd.concat([pq.read_table(path).to_pandas() for path in paths], ignore_index=True)
+
+
+def check_held_out(dataset: dict, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The families to score on: ``wanted``, or all that training held out.
+
+    Raises
+    ------
+    DataError
+        If training held out nothing, or saw one of ``wanted``.
+    """
+    held_out = tuple(dataset.get("held_out_families") or ())
+    if not held_out:
+        raise DataError(
+            "the tree was trained on every model family, so no score on this data means anything; train again "
+            "with families held out, or pass --holdout family to re-train here"
+        )
+    if seen := sorted(set(wanted) - set(held_out)):
+        raise DataError(
+            f"the tree was trained on {', '.join(seen)}: a score there proves nothing; held out were "
+            f"{', '.join(held_out)}; to hold out others, re-train here with --holdout family"
+        )
+    return tuple(wanted) or held_out
+
+
+def _teacher(selector: Path, manifest: dict, op: Op) -> Chooser:
+    chooser = baselines.xgboost_chooser(selector, op)
+    if read_selector(selector)[1] != manifest.get("selector_sha256"):
+        raise DataError(
+            f"{selector} is not the selector that the tree was exported from; pass that one, or export again"
+        )
+    return chooser
+
+
+def _has(data: TrainingSet, families: Sequence[str]) -> bool:
+    return any(not found.isdisjoint(families) for found in data.families)
+
+
+def _on_device(data: TrainingSet, name: str) -> TrainingSet:
+    rows = np.flatnonzero([device.name == name for device in data.devices])
+    if not len(rows):
+        there = ", ".join(sorted({device.name for device in data.devices}))
+        raise DataError(
+            f"the tree is for device {name!r}, but the data is of {there}; pass that device's file (--data)"
+        )
+    return data if len(rows) == len(data) else data.subset(rows)
+
+
+def _other_data(dataset: dict, data: TrainingSet) -> str:
+    if dataset.get("sha256") in (None, data.source.sha256):
+        return ""
+    return (
+        f"The tree was trained on other data (sha256 {str(dataset['sha256'])[:12]}) than the baselines here "
+        f"({data.source.sha256[:12]})."
+    )

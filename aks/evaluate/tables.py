@@ -1,0 +1,124 @@
+"""Tables for a terminal, and how figures are written there and in the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from aks.evaluate.evaluation import Evaluation
+from aks.evaluate.generalization import TREE, Generalization
+from aks.evaluate.regret import ChooserScore
+from aks.train.scores import BANDS
+
+DASH, TIMES = "\u2013", "\u00d7"
+_FULL_WIDTH = 150
+
+
+def percent(value: float) -> str:
+    """``0.93 %``: two digits after the point below 10 %, none from 100 %."""
+    if math.isnan(value):
+        return DASH
+    scaled = 100 * value
+    digits = 2 if abs(scaled) < 10 else 1 if abs(scaled) < 100 else 0
+    return f"{scaled:.{digits}f} %"
+
+
+def times(value: float) -> str:
+    """``1.043`` and a multiplication sign."""
+    return DASH if math.isnan(value) else f"{value:.3f}{TIMES}"
+
+
+def share(value: float) -> str:
+    """``99.5 %``: one digit after the point."""
+    return DASH if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def band_title(band: tuple[int, int | None], axis: str) -> str:
+    """``m = 1``, ``m 2-16`` (with a longer dash), ``m > 256``."""
+    low, high = band
+    if high is None:
+        return f"{axis} > {low - 1}"
+    return f"{axis} = {low}" if low == high else f"{axis} {low}{DASH}{high}"
+
+
+def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
+    """Print every chooser's row, then the tree's on parts, undeclared and in other regimes, then the remarks."""
+    console = console or Console()
+    if not console.is_terminal:  # a log has no right edge: wrapped figures are worse than long lines
+        console.width = max(console.width, _FULL_WIDTH)
+    main, regime = evaluation.main, evaluation.data.regime.value
+    held_out = ", ".join(evaluation.held_out)
+    elsewhere = [(row.chooser, row) for row in evaluation.subset_rows]
+    elsewhere += [(f"{main}, nothing declared", row) for row in evaluation.undeclared_rows if row.chooser == main]
+    elsewhere += [(f"{main}, regime {row.regime}", row) for row in evaluation.regime_rows if row.chooser == main]
+    for rows, title in (
+        (
+            [(row.chooser, row) for row in evaluation.rows],
+            f"{evaluation.data.op.name} on {device_names(evaluation)}, regime {regime}, held out: {held_out}",
+        ),
+        (elsewhere, "on parts of these problems, and under other conditions"),
+    ):
+        if rows:
+            console.print(_table(rows, title, main, evaluation.data.op.problem_type.AXES[0], console.width))
+    spoken = [f"{1e-3 * value:.3f} \u00b5s in {name}" for name, value in evaluation.bench.items()]
+    bench = [f"One prediction on this machine: {', '.join(spoken)} (medians)."] if spoken else []
+    for remark in (*evaluation.remarks, *bench, noise_statement(evaluation)):
+        console.print(remark, style="dim")
+
+
+def _table(rows: Sequence[tuple[str, ChooserScore]], title: str, main: str, axis: str, width: int) -> Table:
+    """One line a chooser; without the columns p99, worst and the bands if the terminal is narrow."""
+    full = width >= _FULL_WIDTH
+    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("chooser", overflow="fold", min_width=24)
+    bands = [band_title(band, axis) for band in BANDS]
+    heads = ["problems", "mean", "p95", *(["p99", "worst"] if full else []), "speed-up", *(bands if full else [])]
+    for head in [*heads, "> 2 %\nslower"]:
+        table.add_column(head, justify="right", no_wrap=True)
+    for name, row in rows:
+        s = row.score
+        regrets = [s.mean_regret, s.p95_regret, *((s.p99_regret, s.worst_regret) if full else ())]
+        speedups = [s.geomean_speedup, *(row.bands if full else ())]
+        figures = [str(s.problems), *map(percent, regrets), *map(times, speedups), share(s.slower_share)]
+        table.add_row(name, *figures, style="bold cyan" if name == main else "")
+    return table
+
+
+def device_names(evaluation: Evaluation) -> str:
+    """Names of the devices that the data is of."""
+    return ", ".join(sorted({device.name for device in evaluation.data.devices}))
+
+
+def noise_statement(evaluation: Evaluation) -> str:
+    """In one or two sentences: how far apart repeated measurements lie."""
+    noise = evaluation.noise
+    text = (
+        f"Noise: samples of one cell spread by {percent(noise.sample_median)} (standard deviation, median of "
+        f"{noise.cells} cells; p95 {percent(noise.sample_p95)})."
+    )
+    if noise.repeated_cells:
+        return (
+            f"{text} Medians of separate runs differ by {percent(noise.run_median)} (median of {noise.repeated_cells} "
+            f"cells on {noise.repeated_problems} problems; p95 {percent(noise.run_p95)})."
+        )
+    return f"{text} No cell was measured in two runs, so the spread from run to run is unknown."
+
+
+def print_generalization(result: Generalization, axis: str, console: Console | None = None) -> None:
+    """Print every chooser over all held-out groups, then the tree on each group."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _FULL_WIDTH)
+    overall = [(row.chooser, row) for row in result.overall]
+    console.print(_table(overall, f"each {result.column} held out in turn", TREE, axis, console.width))
+    groups = [
+        (f"{entry.group} (trained on {entry.trained_on} problems)", row)
+        for entry in result.groups
+        for row in entry.rows
+        if row.chooser == TREE
+    ]
+    console.print(_table(groups, f"the {TREE}, by {result.column} held out", TREE, axis, console.width))

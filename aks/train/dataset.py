@@ -1,0 +1,269 @@
+"""Measured data as matrices: which problem, which config, what it cost."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from aks.core import formula
+from aks.core.config import Config
+from aks.core.device import DeviceSpec
+from aks.core.errors import DataError
+from aks.core.features import evaluate_columns
+from aks.core.measurement import Regime, Status
+from aks.core.problem import Problem
+from aks.core.record import Environment
+from aks.ops.op import Op
+from aks.train.datafile import read_frame
+
+_UNTRUSTED = (Status.WRONG_RESULT.value, Status.NONDETERMINISTIC.value)
+_TIMED = tuple(status.value for status in Status if status.timed)
+_DEVICE_COLUMNS = ["device", *(field.name for field in fields(DeviceSpec) if field.name != "name")]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the measurements came from; ``skipped`` problems had no latency of the vendor's call."""
+
+    path: str = ""
+    sha256: str = ""
+    rows: int = 0
+    skipped: int = 0
+    environment: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """P measured problems by C configs, in one regime. Column 0 is the baseline, ``op.vendor``.
+
+    latency_us [P, C] float64: the median of all samples (coarse for configs that were raced out);
+    ``inf`` where the config is illegal, failed or was never right; ``nan`` where nobody tried.
+    legal [P, C] bool: what the op's rules say. legal_undeclared [P, C] bool: the same if the caller
+    had declared nothing (every true-or-false attribute of the problem false).
+    features [P, F] int64: ``op.features``. trusted [C] bool: False for a config that was once wrong
+    or not deterministic, on any problem, device or regime; such a config is nobody's oracle and
+    never enters a portfolio.
+    """
+
+    op: Op
+    regime: Regime
+    problems: tuple[Problem, ...]
+    devices: tuple[DeviceSpec, ...]
+    families: tuple[frozenset[str], ...]
+    configs: tuple[Config, ...]
+    latency_us: NDArray[np.float64]
+    legal: NDArray[np.bool_]
+    legal_undeclared: NDArray[np.bool_]
+    features: NDArray[np.int64]
+    trusted: NDArray[np.bool_]
+    source: Source
+
+    def __len__(self) -> int:
+        return len(self.problems)
+
+    @property
+    def axes(self) -> NDArray[np.int64]:
+        """[P, A]: the problems' axes (m, n, k)."""
+        names = self.op.problem_type.AXES
+        return np.array([[getattr(problem, name) for name in names] for problem in self.problems], dtype=np.int64)
+
+    @property
+    def columns(self) -> dict[str, NDArray[np.int64]]:
+        """What formulas may read of problems and devices: arrays [P] by name."""
+        return variable_columns(self.problems, self.devices)
+
+    @property
+    def oracle_us(self) -> NDArray[np.float64]:
+        """[P]: latency of the fastest measured config. A minimum over noisy medians, so a little too good."""
+        return np.nanmin(np.where(self.trusted, self.latency_us, np.inf), axis=1)
+
+    @property
+    def baseline_us(self) -> NDArray[np.float64]:
+        """[P]: latency of the vendor's call."""
+        return self.latency_us[:, 0]
+
+    def subset(self, rows: Sequence[int] | NDArray) -> TrainingSet:
+        """The problems at ``rows`` (indices), in that order."""
+        index = np.asarray(rows, dtype=np.intp)
+        return replace(
+            self,
+            problems=tuple(self.problems[i] for i in index),
+            devices=tuple(self.devices[i] for i in index),
+            families=tuple(self.families[i] for i in index),
+            latency_us=self.latency_us[index],
+            legal=self.legal[index],
+            legal_undeclared=self.legal_undeclared[index],
+            features=self.features[index],
+        )
+
+
+def load(path: Path | Sequence[Path], op: Op, *, regime: Regime | str = Regime.COLD) -> TrainingSet:
+    """Read measurement files (one a device) of ``op``.
+
+    Raises
+    ------
+    DataError
+        If a file is missing, damaged, altered, of another op, schema version or config space, or
+        holds nothing of ``regime`` or nothing of the vendor's call.
+    """
+    paths = [path] if isinstance(path, Path) else [Path(entry) for entry in path]
+    frame = pd.concat([read_frame(entry, op) for entry in paths], ignore_index=True)
+    digests = [hashlib.sha256(entry.read_bytes()).hexdigest() for entry in paths]
+    sha256 = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return from_frame(frame, op, regime=regime, path=" ".join(entry.as_posix() for entry in paths), sha256=sha256)
+
+
+def from_frame(
+    frame: pd.DataFrame, op: Op, *, regime: Regime | str = Regime.COLD, path: str = "", sha256: str = ""
+) -> TrainingSet:
+    """Pivot rows (``Record.to_row``) into a ``TrainingSet``; several runs of one cell are pooled.
+
+    A run that timed a config outweighs one that failed to launch it (a worker may die of its
+    neighbour's fault), but a wrong result outweighs everything.
+
+    Raises
+    ------
+    DataError
+        As ``load``.
+    """
+    _check_columns(frame, op, path)
+    untrusted = frame.loc[frame["status"].isin(_UNTRUSTED)]
+    problem_columns = [field.name for field in fields(op.problem_type)]
+    config_columns = [field.name for field in fields(op.config_type)]
+    configs = (op.vendor, *(config for config in op.space.configs if config != op.vendor))
+    column_of = {config: index for index, config in enumerate(configs)}
+
+    rows = frame.loc[frame["regime"] == str(Regime(regime))]
+    if rows.empty:
+        raise DataError(f"{path or 'data'} has no rows of regime {str(regime)!r}; it has {set(frame['regime'])}")
+    row_index, row_keys = _factorize(rows, [*_DEVICE_COLUMNS, *problem_columns])
+    problems = [op.problem_type.from_row(key) for key in row_keys]
+    devices = [DeviceSpec.from_row(key) for key in row_keys]
+    config_index, config_keys = _factorize(rows, config_columns)
+    column_index = np.array([_column(key, op, column_of) for key in config_keys])[config_index]
+
+    latency_us = _pool(row_index, column_index, rows, (len(problems), len(configs)))
+    families: list[set[str]] = [set() for _ in problems]
+    for index, text in set(zip(row_index.tolist(), rows["families"], strict=True)):
+        families[index].update(filter(None, text.split(";")))
+    trusted = np.ones(len(configs), dtype=bool)
+    for key in _factorize(untrusted, config_columns)[1]:
+        trusted[_column(key, op, column_of)] = False
+
+    legal = legality(op, configs, problems, devices)
+    latency_us[~legal] = np.inf
+    training_set = TrainingSet(
+        op=op,
+        regime=Regime(regime),
+        problems=tuple(problems),
+        devices=tuple(devices),
+        families=tuple(map(frozenset, families)),
+        configs=configs,
+        latency_us=latency_us,
+        legal=legal,
+        legal_undeclared=legality(op, configs, [undeclared(problem) for problem in problems], devices),
+        features=feature_matrix(op, problems, devices),
+        trusted=trusted,
+        source=Source(path, sha256, len(frame), int((~np.isfinite(latency_us[:, 0])).sum()), _environment(rows)),
+    )
+    kept = np.flatnonzero(np.isfinite(training_set.baseline_us))
+    if not len(kept):
+        raise DataError(f"{path or 'data'} has no latency of the vendor's call {op.vendor.key()!r} in {str(regime)!r}")
+    return training_set.subset(kept)
+
+
+def _check_columns(frame: pd.DataFrame, op: Op, path: str) -> None:
+    needed = {"regime", "status", "latency_us", "samples_us", "families", "space_fingerprint", *_DEVICE_COLUMNS}
+    needed |= {field.name for kind in (op.problem_type, op.config_type, Environment) for field in fields(kind)}
+    missing = sorted(needed - set(frame.columns))
+    if missing:
+        raise DataError(f"{path or 'data'} lacks the columns {', '.join(missing)}; it is no file of 'aks data merge'")
+    if frame.empty:
+        raise DataError(f"{path or 'data'} has no rows; collect some with 'aks collect'")
+    foreign = set(frame["space_fingerprint"]) - {op.space.fingerprint}
+    if foreign:
+        raise DataError(
+            f"{path or 'data'} has rows of config space {sorted(foreign)}; {op.name!r} now has "
+            f"{op.space.fingerprint!r}: measure again with 'aks collect'"
+        )
+
+
+def _factorize(frame: pd.DataFrame, columns: list[str]) -> tuple[NDArray[np.intp], list[dict]]:
+    """Number the distinct rows of ``columns`` in order of appearance: index per row, and the rows."""
+    index = frame.groupby(columns, sort=False, dropna=False, observed=True).ngroup().to_numpy()
+    distinct = frame.loc[:, columns].drop_duplicates()
+    values = zip(*(distinct[name].to_list() for name in columns), strict=True)
+    return index, [dict(zip(columns, row, strict=True)) for row in values]
+
+
+def _column(key: dict, op: Op, column_of: dict[Config, int]) -> int:
+    config = op.config_type.from_row(key)
+    if config not in column_of:
+        raise DataError(f"data has a config that is not in the space of {op.name!r}: {config.key()!r}")
+    return column_of[config]
+
+
+def _pool(row: NDArray, column: NDArray, rows: pd.DataFrame, shape: tuple[int, int]) -> NDArray[np.float64]:
+    """[P, C] medians; cells measured by several runs get the median of all their samples."""
+    latency_us = np.full(shape, np.nan)
+    status = rows["status"].to_numpy(dtype=object)
+    timed = np.isin(status, _TIMED)
+    latency_us[row[~timed], column[~timed]] = np.inf
+    # A full measurement beats the first few samples of a run that raced the config out.
+    for chosen in (timed & (status == Status.RACED_OUT.value), status == Status.OK.value):
+        cells = row[chosen] * shape[1] + column[chosen]
+        medians = rows["latency_us"].to_numpy(dtype=np.float64)[chosen]
+        latency_us.flat[cells] = medians
+        _, first, counts = np.unique(cells, return_index=True, return_counts=True)
+        samples = rows["samples_us"].to_numpy(dtype=object)[chosen]
+        for cell in cells[first[counts > 1]]:
+            latency_us.flat[cell] = median([s for entry in samples[cells == cell] for s in entry])
+    wrong = np.isin(status, _UNTRUSTED)
+    latency_us[row[wrong], column[wrong]] = np.inf
+    return latency_us
+
+
+def _environment(rows: pd.DataFrame) -> dict[str, str]:
+    return {field.name: ", ".join(sorted(set(rows[field.name].astype(str)))) for field in fields(Environment)}
+
+
+def undeclared(problem: Problem) -> Problem:
+    """The problem of a caller who promises nothing: every true-or-false attribute is False."""
+    promises = {name: False for name, choices in problem.CHOICES.items() if set(choices) == {False, True}}
+    return replace(problem, **promises)
+
+
+def variable_columns(problems: Iterable[Problem], devices: Iterable[DeviceSpec]) -> dict[str, NDArray[np.int64]]:
+    """Variables of each problem on its device: arrays [P] by name."""
+    table = [device.variables() | problem.variables() for problem, device in zip(problems, devices, strict=True)]
+    return {name: np.array([row[name] for row in table], dtype=np.int64) for name in (table[0] if table else ())}
+
+
+def feature_matrix(op: Op, problems: Iterable[Problem], devices: Iterable[DeviceSpec]) -> NDArray[np.int64]:
+    """``op.features`` [P, F] of each problem on its device."""
+    return evaluate_columns(op.features, variable_columns(problems, devices))
+
+
+def legality(
+    op: Op, configs: Sequence[Config], problems: Sequence[Problem], devices: Sequence[DeviceSpec]
+) -> NDArray[np.bool_]:
+    """[P, C]: whether ``op.space``'s rules allow each config for each problem on its device."""
+    variables = [problem.variables() for problem in problems]
+    result = np.zeros((len(problems), len(configs)), dtype=bool)
+    for device in set(devices):
+        rows = [index for index, other in enumerate(devices) if other == device]
+        columns: dict[str, NDArray[np.bool_]] = {}  # many configs share one folded formula
+        for index, config in enumerate(configs):
+            text = op.space.legality(config, device)
+            if text not in columns:
+                holds: Callable = formula.compile_python(text)
+                columns[text] = np.array([bool(holds(variables[row])) for row in rows])
+            result[rows, index] = columns[text]
+    return result

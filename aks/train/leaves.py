@@ -1,0 +1,116 @@
+"""What a leaf answers: its ranking, and whether it may answer at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aks.core.metrics import SLOWER_MARGIN
+from aks.train.examples import Examples
+from aks.train.growth import Rows
+
+_RUNNERS_UP = 2
+"""Configs that a leaf names beside those that some caller may need; for people who ask why."""
+_DIGITS = 4
+
+
+@dataclass(frozen=True)
+class LeafRule:
+    """When a config may displace the vendor's.
+
+    noise: it must be faster by more than this (in nats, so 0.01 is 1 %), by an estimate from families that it was not
+    chosen on. max_harmed: and be more than 2 % slower than the vendor's on at most this share of
+    the leaf's problems, by the same estimate. unproven: what it must gain in a leaf that no measured
+    problem reaches, by the teacher's estimate.
+    """
+
+    noise: float = 0.01
+    max_harmed: float = 0.2
+    unproven: float = 0.03
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """ranking: classes, best first, the vendor (0) last; the first legal one runs.
+
+    expected_slowdown: for each, mean latency / oracle latency over the leaf's measured problems; None
+    if none of them ran it.
+    count: of those problems. abstain: a favourite was found but not trusted, so the vendor answers.
+    """
+
+    ranking: tuple[int, ...]
+    expected_slowdown: tuple[float | None, ...]
+    count: int
+    abstain: bool
+
+
+def fill_leaf(
+    rows: Rows,
+    members: NDArray[np.intp],
+    examples: Examples,
+    groups: NDArray[np.intp],
+    demands: NDArray[np.bool_],
+    rule: LeafRule,
+) -> Leaf:
+    """Rank the classes for the rows ``members``; the first ``len(examples)`` of ``rows`` are the measured ones.
+
+    Classes are ranked by summed cost, the lower index first where costs tie, so that the vendor wins
+    ties. Those no better than the vendor are left out. demands [D, K]: distinct patterns of legality
+    in the leaf; of the rest, a class is named if some pattern needs it, or as a first runner-up.
+    """
+    totals = (rows.cost[members] * rows.weight[members, None]).sum(axis=0)
+    measured = members[rows.measured[members]]
+    slowdown = _mean_slowdown(examples, measured)
+    order = [int(c) for c in np.argsort(totals, kind="stable") if totals[c] < totals[0]]
+    if len(measured):
+        safe = _is_safe(totals, examples, measured, groups, rule)
+    else:
+        safe = totals[0] - totals.min() > rule.unproven * rows.weight[members].sum()
+    abstain = bool(order) and not safe
+    ranking = (*(() if abstain else _needed(order, demands)), 0)
+    expected = tuple(round(float(slowdown[c]), _DIGITS) if np.isfinite(slowdown[c]) else None for c in ranking)
+    return Leaf(ranking, expected, len(measured), abstain)
+
+
+def _mean_slowdown(examples: Examples, measured: NDArray[np.intp]) -> NDArray[np.float64]:
+    slowdown = examples.latency_us[measured] / examples.oracle_us[measured, None]
+    ran = np.isfinite(slowdown)
+    count = ran.sum(axis=0)
+    return np.where(count > 0, np.where(ran, slowdown, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
+
+
+def _is_safe(
+    totals: NDArray[np.float64],
+    examples: Examples,
+    measured: NDArray[np.intp],
+    groups: NDArray[np.intp],
+    rule: LeafRule,
+) -> bool:
+    """Whether choosing pays on families that the choice was not made on.
+
+    Each family's problems are scored with the class that the leaf would name without them.
+    """
+    usable = np.where(np.isfinite(examples.latency_us[measured]), examples.latency_us[measured], np.inf)
+    speedup = examples.baseline_us[measured, None] / usable
+    speedup[~examples.inputs.legal[measured]] = 1.0  # the vendor's runs instead
+    scored = np.ones(len(measured))
+    for group in np.unique(groups[measured]):
+        inside = groups[measured] == group
+        favourite = (totals - examples.cost[measured[inside]].sum(axis=0)).argmin()
+        scored[inside] = speedup[inside, favourite]
+    harmed = (scored < 1 / (1 + SLOWER_MARGIN)).mean()
+    gain = np.log(np.maximum(scored, 1e-3)).mean()
+    return bool(gain > rule.noise and harmed <= rule.max_harmed)
+
+
+def _needed(order: list[int], demands: NDArray[np.bool_]) -> tuple[int, ...]:
+    """The runners-up, and every class that is the first legal one for some pattern of ``demands``."""
+    open_patterns = np.ones(len(demands), dtype=bool)
+    needed = []
+    for position, choice in enumerate(order):
+        if position < _RUNNERS_UP or (open_patterns & demands[:, choice]).any():
+            needed.append(choice)
+            open_patterns &= ~demands[:, choice]
+    return tuple(needed)

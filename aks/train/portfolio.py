@@ -1,0 +1,94 @@
+"""The few configs that are kept: a cover of the training problems."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aks.train.dataset import TrainingSet
+from aks.train.examples import COST_CAP, CostRule
+
+_MIN_GAIN = 1e-5
+_MAX_SWAP_ROUNDS = 10
+
+
+@dataclass(frozen=True)
+class Portfolio:
+    """Columns of a ``TrainingSet``, best first; the vendor's, 0, leads.
+
+    curve[i] is the mean regret on the training problems of the best of the first i + 1.
+    """
+
+    columns: tuple[int, ...]
+    curve: tuple[float, ...]
+
+
+def select_portfolio(
+    training_set: TrainingSet, max_size: int = 16, *, tail: float = 2.0, undeclared_weight: float = 0.25
+) -> Portfolio:
+    """Choose up to ``max_size`` configs whose best is near the oracle on every problem.
+
+    Minimises the mean of s + tail * s**2, s the log slowdown of the best chosen config: a cover in
+    the sense of facility location, so greedy choice is within 1 - 1/e of the best gain (Nemhauser,
+    Wolsey and Fisher 1978); swaps then improve it. The same mean over the configs that are legal
+    for a caller who declares nothing counts ``undeclared_weight``: such callers need good
+    successors. Illegal, failed and untried configs cover nothing; untrusted ones are never chosen.
+    """
+    loss = _stack_losses(training_set, tail, undeclared_weight)
+    candidates = np.flatnonzero(training_set.trusted & np.isfinite(training_set.latency_us).any(axis=0))
+    candidates = candidates[candidates != 0]
+    chosen = _greedy(loss, candidates, max_size)
+    chosen = _swap(loss, candidates, chosen)
+    chosen = _greedy(loss, np.array(chosen[1:], dtype=np.intp), max_size)
+    return Portfolio(tuple(chosen), tuple(_curve(training_set, chosen)))
+
+
+def _stack_losses(training_set: TrainingSet, tail: float, undeclared_weight: float) -> NDArray[np.float64]:
+    """[2P, C] weighted losses: problems as measured, then as asked without declarations."""
+    rule = CostRule(tail=tail, harm=0.0)
+    worst = COST_CAP + tail * COST_CAP**2
+    parts = []
+    for legal, weight in ((training_set.legal, 1.0), (training_set.legal_undeclared, undeclared_weight)):
+        usable = np.where(legal & training_set.trusted, training_set.latency_us, np.inf)
+        oracle_us = np.fmin.reduce(usable, axis=1)
+        loss = rule(usable, oracle_us, training_set.baseline_us)
+        parts.append(weight * np.where(legal, loss, worst))
+    return np.concatenate(parts) / len(training_set)
+
+
+def _greedy(loss: NDArray[np.float64], candidates: NDArray[np.intp], max_size: int) -> list[int]:
+    chosen = [0]
+    best = loss[:, 0].copy()
+    while len(chosen) < max_size and len(candidates):
+        totals = np.minimum(best[:, None], loss[:, candidates]).sum(axis=0)
+        winner = int(candidates[totals.argmin()])
+        if best.sum() - totals.min() < _MIN_GAIN:
+            break
+        chosen.append(winner)
+        best = np.minimum(best, loss[:, winner])
+    return chosen
+
+
+def _swap(loss: NDArray[np.float64], candidates: NDArray[np.intp], chosen: list[int]) -> list[int]:
+    """Exchange one chosen config for one that is not while that lowers the loss."""
+    chosen = list(chosen)
+    for _ in range(_MAX_SWAP_ROUNDS):
+        improved = False
+        for position in range(1, len(chosen)):
+            rest = loss[:, chosen[:position] + chosen[position + 1 :]].min(axis=1)
+            totals = np.minimum(rest[:, None], loss[:, candidates]).sum(axis=0)
+            current = np.minimum(rest, loss[:, chosen[position]]).sum()
+            if current - totals.min() > _MIN_GAIN / 10:
+                chosen[position] = int(candidates[totals.argmin()])
+                improved = True
+        if not improved:
+            break
+    return chosen
+
+
+def _curve(training_set: TrainingSet, chosen: list[int]) -> list[float]:
+    usable = np.where(training_set.legal, training_set.latency_us, np.inf)[:, chosen]
+    best_us = np.fmin.accumulate(usable, axis=1)
+    return (best_us / training_set.oracle_us[:, None] - 1).mean(axis=0).tolist()

@@ -1,0 +1,206 @@
+"""``aks train``: from a measurement file to ``selector.json``, with figures on held-out families."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aks.core.measurement import Regime
+from aks.ops.op import Op
+from aks.train.dataset import TrainingSet, load
+from aks.train.examples import make_examples
+from aks.train.fit import Fitted, Options, fit
+from aks.train.ladder import LADDER
+from aks.train.scores import score_all, score_choice
+from aks.train.splits import SAMPLE, split
+
+FORMAT, VERSION = "aks-selector", 1
+SELECTOR_FILE, XGBOOST_FILE = "selector.json", "xgboost.json"
+_MIN_FAMILIES = 4
+"""With fewer families than this, holding some out would leave too little to learn from."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What one training made.
+
+    scores: figures on the held-out problems by chooser, empty if none were held out. metrics: the
+    tree's, with its size. run_id: MLflow's, None if untracked.
+    """
+
+    selector_path: Path
+    selector: dict[str, Any]
+    fitted: Fitted
+    training: TrainingSet
+    held_out: TrainingSet | None
+    scores: dict[str, dict[str, float]]
+    metrics: dict[str, float]
+    run_id: str | None = None
+
+
+def train(
+    op: Op,
+    data: Path | Sequence[Path],
+    out: Path,
+    *,
+    regime: Regime | str = Regime.COLD,
+    held_out: Collection[str] | None = None,
+    options: Options | None = None,
+    track: bool = True,
+    experiment: str | None = None,
+    tracking_uri: str | None = None,
+    command: str = "",
+    say: Callable[[str], None] = lambda _: None,
+) -> TrainResult:
+    """Train on ``data``, write ``selector.json`` and ``xgboost.json`` to ``out``, log one MLflow run.
+
+    held_out: model families kept from training, to score on; None takes about a quarter of the
+    families (none if there are fewer than four), an empty collection none. tracking_uri: None means
+    the environment's, or else ``sqlite:///mlflow.db``. say receives a line a stage.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be read, or holding out leaves nothing to train on.
+    """
+    options = options or Options()
+    everything = load(data, op, regime=regime)
+    names = default_held_out(everything, options.seed) if held_out is None else tuple(sorted(set(held_out)))
+    train_rows, test_rows = split(everything, names)
+    training = everything.subset(train_rows)
+    test = everything.subset(test_rows) if len(test_rows) else None
+    fitted = fit(training, options, say)
+    scores: dict[str, dict[str, float]] = {}
+    metrics = describe_tree(fitted)
+    if test is not None:
+        say(f"scoring on {len(test)} problems of {', '.join(names)}")
+        scores, held_out_metrics = score_held_out(fitted, test, options.seed)
+        metrics = held_out_metrics | metrics
+
+    out.mkdir(parents=True, exist_ok=True)
+    fitted.classifier.booster.save_model(out / XGBOOST_FILE)
+    selector = describe(fitted, training, everything, names, options, metrics, scores, command)
+    selector["xgboost"] = {
+        "file": XGBOOST_FILE,
+        "sha256": hashlib.sha256((out / XGBOOST_FILE).read_bytes()).hexdigest(),
+    }
+    path = out / SELECTOR_FILE
+    path.write_text(json.dumps(selector, indent=1, allow_nan=False) + "\n")
+    result = TrainResult(path, selector, fitted, training, test, scores, metrics)
+    if not track:
+        return result
+    from aks.train.tracking import log_training  # mlflow takes seconds to import
+
+    say("logging to MLflow")
+    run_id = log_training(result, options, experiment=experiment or f"aks-{op.name}", tracking_uri=tracking_uri)
+    return TrainResult(path, selector, fitted, training, test, scores, metrics, run_id)
+
+
+def default_held_out(training_set: TrainingSet, seed: int = 0) -> tuple[str, ...]:
+    """About a quarter of the model families, the same ones for a seed; none if there are fewer than four."""
+    names = sorted(set().union(*training_set.families) - {SAMPLE})
+    if len(names) < _MIN_FAMILIES:
+        return ()
+    order = np.random.default_rng(seed).permutation(names)
+    return tuple(sorted(map(str, order[: len(names) // _MIN_FAMILIES])))
+
+
+def score_held_out(
+    fitted: Fitted, test: TrainingSet, seed: int = 0
+) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
+    """Scores of every chooser on ``test``, and the tree's own figures."""
+    axis = test.op.problem_type.AXES[0]
+    examples = make_examples(test, fitted.portfolio.columns)
+    choices = {rung.name: rung.fit(fitted.examples, seed)(examples.inputs) for rung in LADDER}
+    choices |= {"xgboost": fitted.classifier(examples.inputs), "tree": fitted.tree(examples.inputs)}
+    scores = score_all(examples, choices, axis=axis)
+    plain = make_examples(test, fitted.portfolio.columns, declared=False)
+    undeclared = score_choice(plain, fitted.tree(plain.inputs), axis=axis)
+    return scores, {
+        **scores["tree"],
+        "regret_lost_by_distilling": scores["tree"]["mean_regret"] - scores["xgboost"]["mean_regret"],
+        **{f"undeclared_{name}": undeclared[name] for name in ("mean_regret", "geomean_speedup", "slower_share")},
+    }
+
+
+def describe_tree(fitted: Fitted) -> dict[str, float]:
+    """Size of the tree. json_bytes: of its arrays as compact JSON; the exported file has the formulas too."""
+    tree = fitted.tree
+    arrays = json.dumps(tree.to_json(), separators=(",", ":"))
+    return {
+        "num_nodes": len(tree.nodes.feature),
+        "num_leaves": tree.nodes.num_leaves,
+        "depth": tree.nodes.depth,
+        "json_bytes": len(arrays),
+        "abstaining_leaves": sum(leaf.abstain for leaf in tree.leaves.values()),
+    }
+
+
+def describe(
+    fitted: Fitted,
+    training: TrainingSet,
+    everything: TrainingSet,
+    held_out: Collection[str],
+    options: Options,
+    metrics: dict[str, float],
+    scores: dict[str, dict[str, float]],
+    command: str,
+) -> dict[str, Any]:
+    """The document ``selector.json``, but for the entry ``xgboost``."""
+    op, source = training.op, everything.source
+    device = Counter(training.devices).most_common(1)[0][0]
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "op": op.name,
+        "regime": training.regime.value,
+        "device": device.to_row(),
+        "devices": sorted({entry.name for entry in training.devices}),
+        "space_fingerprint": op.space.fingerprint,
+        "dataset": {
+            "sha256": source.sha256,
+            "path": source.path,
+            "rows": source.rows,
+            "problems": len(everything),
+            "training_problems": len(training),
+            "skipped_problems": source.skipped,
+            "held_out_families": sorted(held_out),
+            "environment": source.environment or {},
+        },
+        "features": [{"name": entry.name, "formula": entry.formula, "doc": entry.doc} for entry in op.features],
+        "portfolio": [config.to_row() for config in fitted.examples.configs],
+        "support": support_of(training),
+        "tree": fitted.tree.to_json(),
+        "seed": options.seed,
+        "command": command,
+        "metrics": metrics,
+        "ladder": scores,
+    }
+
+
+def support_of(training: TrainingSet) -> dict[str, Any]:
+    """What the training problems cover: a range for each axis, the values seen of each attribute.
+
+    True-or-false attributes are promises of the caller's: they decide what is legal, not what is known.
+    """
+    axes = training.axes
+    rows = [problem.to_row() for problem in training.problems]
+    choices = training.op.problem_type.CHOICES
+    return {
+        "axes": {
+            name: [int(axes[:, index].min()), int(axes[:, index].max())]
+            for index, name in enumerate(training.op.problem_type.AXES)
+        },
+        "choices": {
+            name: [value for value in values if any(row[name] == value for row in rows)]
+            for name, values in choices.items()
+            if set(values) != {False, True}
+        },
+    }

@@ -1,0 +1,62 @@
+"""One made-up data set and one small training, shared by the tests of this folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from aks.core.record import SCHEMA_VERSION
+from aks.ops import OPS
+from aks.ops.op import Op
+from aks.train.datafile import content_digest
+from aks.train.dataset import TrainingSet, from_frame
+from aks.train.fit import Options
+from aks.train.growth import Shape
+from aks.train.selector import TrainResult, train
+from tests.synthetic import synthetic_records
+
+HELD_OUT = ("beta",)
+OPTIONS = Options(max_portfolio=6, num_folds=2, num_imagined=300, max_rounds=12, shape=Shape(max_leaves=20))
+
+
+def write_parquet(frame: pd.DataFrame, path: Path, op: Op, **changed: str) -> Path:
+    """The frame as ``aks data merge`` writes it; ``changed`` replaces metadata."""
+    table = pa.Table.from_pylist(frame.to_dict("records"))
+    metadata = {
+        "aks_schema_version": str(SCHEMA_VERSION),
+        "aks_op": op.name,
+        "aks_space_fingerprint": op.space.fingerprint,
+        "aks_content_sha256": content_digest(table).decode(),
+    }
+    pq.write_table(table.replace_schema_metadata(metadata | changed), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def op() -> Op:
+    return OPS["gemm"]
+
+
+@pytest.fixture(scope="session")
+def frame(op: Op) -> pd.DataFrame:
+    return pd.DataFrame([record.to_row() for record in synthetic_records(configs=24, op=op)])
+
+
+@pytest.fixture(scope="session")
+def training_set(frame: pd.DataFrame, op: Op) -> TrainingSet:
+    return from_frame(frame, op)
+
+
+@pytest.fixture(scope="session")
+def data_file(frame: pd.DataFrame, op: Op, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_parquet(frame, tmp_path_factory.mktemp("data") / "h200.parquet", op)
+
+
+@pytest.fixture(scope="session")
+def result(data_file: Path, op: Op, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    out = tmp_path_factory.mktemp("trained")
+    return train(op, data_file, out, held_out=HELD_OUT, options=OPTIONS, track=False, command="aks train")

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from aks.train.examples import COST_CAP, CostRule, make_examples
+
+
+def test_cost_counts_slowdown_tail_and_harm():
+    latency_us = np.array([[20.0, 10.0, 21.0, np.inf, np.nan, 1e6]])
+    cost = CostRule(tail=2.0, harm=3.0, noise=0.01)(latency_us, np.array([10.0]), np.array([20.0]))[0]
+    slow = np.log(2.0)
+    assert cost[0] == pytest.approx(slow + 2 * slow**2)
+    assert cost[1] == 0.0
+    worse = np.log(2.1)
+    assert cost[2] == pytest.approx(worse + 2 * worse**2 + 3 * (np.log(1.05) - 0.01))
+    assert cost[3] == cost[4] == COST_CAP + 2 * COST_CAP**2 + 3 * COST_CAP
+    assert cost[5] == pytest.approx(cost[3])
+
+
+def test_an_illegal_config_costs_what_the_vendor_does(training_set):
+    examples = make_examples(training_set, range(len(training_set.configs)))
+    illegal = ~examples.inputs.legal
+    assert illegal.any()
+    assert np.array_equal(examples.cost[illegal], np.broadcast_to(examples.cost[:, :1], illegal.shape)[illegal])
+
+
+def test_without_promises_the_oracle_has_none_either(training_set):
+    columns = range(len(training_set.configs))
+    declared, plain = (make_examples(training_set, columns, declared=flag) for flag in (True, False))
+    assert (plain.inputs.legal <= declared.inputs.legal).all()
+    assert (plain.oracle_us >= declared.oracle_us).all() and (plain.oracle_us > declared.oracle_us).any()
+    best = np.where(plain.inputs.legal & np.isfinite(plain.latency_us), plain.latency_us, np.inf).min(axis=1)
+    assert np.array_equal(best, plain.oracle_us)
+
+
+def test_a_choice_that_was_never_measured_counts_as_the_slowest(training_set):
+    examples = make_examples(training_set, range(len(training_set.configs)))
+    row, column = np.argwhere(np.isnan(examples.latency_us))[0]
+    choice = np.zeros(len(examples), dtype=np.intp)
+    choice[row] = column
+    timed = examples.latency_us[row][np.isfinite(examples.latency_us[row])]
+    assert examples.chosen_us(choice)[row] == timed.max()
