@@ -164,8 +164,9 @@ def test_a_truncated_store_is_refused(path):
 
 
 def test_altered_rows_are_refused(path):
-    for change in ("status = 'splendid'", "samples_us = x'00'", "regime = 'tepid'", "samples_us = x'000080bf'"):
-        altered = path.with_name("altered.db")
+    changes = ("status = 'splendid'", "samples_us = x'00'", "regime = 'tepid'", "samples_us = x'000080bf'")
+    for number, change in enumerate(changes):
+        altered = path.with_name(f"altered{number}.db")
         altered.write_bytes(path.read_bytes())
         sql(altered, f"UPDATE measurements SET {change}")
         with pytest.raises(DataError):
