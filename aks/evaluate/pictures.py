@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from aks.core.metrics import geomean
@@ -192,7 +192,7 @@ def portfolio_curve(curve: Sequence[float]) -> Picture:
         axes.plot(sizes, np.maximum(curve, _FLOOR), color=MAIN_COLOUR, linewidth=2, marker="o", markersize=4)
         axes.set_yscale("log")
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_xticks(sizes)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         _percent_axis(axes.yaxis)
         axes.set_xlabel("configs in the portfolio")
         axes.set_ylabel("mean regret of the best of them")

@@ -162,10 +162,6 @@ def _choices(evaluation: Evaluation) -> tuple[list[tuple[str, str, float]], Pict
     if tree is None or len(data.op.problem_type.AXES) < 2:
         return [], None
     picked = evaluation.columns[evaluation.main]
-    rows = [
-        (CONFIG_COLOURS[i % len(CONFIG_COLOURS)], data.configs[column].key(), float(np.mean(picked == column)))
-        for i, column in enumerate(_columns(tree, data))
-    ]
     axis, *rest = data.op.problem_type.AXES
     first, others = data.axes[:, 0], data.axes[:, 1:].prod(axis=1)
     x = np.geomspace(first.min(), max(first.max(), first.min() + 1), _GRID[0])
@@ -175,6 +171,12 @@ def _choices(evaluation: Evaluation) -> tuple[list[tuple[str, str, float]], Pict
     for line, product in enumerate(y):
         side = dict.fromkeys(rest, max(1, round(product ** (1 / len(rest)))))
         grid[line] = [tree.choose({**attributes, **side, axis: round(value)}) for value in x]
+    rows = [
+        (CONFIG_COLOURS[i % len(CONFIG_COLOURS)], data.configs[column].key(), float(np.mean(picked == column)))
+        for i, column in enumerate(_columns(tree, data))
+        if (grid == i).any() or (picked == column).any()  # a portfolio has dozens, the map shows a few
+    ]
+    rows.sort(key=lambda row: -row[2])
     return rows, pictures.choice_map(axis, " · ".join(rest), (x, y, grid), (first, others))
 
 
