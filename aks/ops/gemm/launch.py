@@ -20,7 +20,6 @@ from aks.core.formula import ceil_div, next_pow2
 from aks.ops.gemm import cublaslt, kernels, reference
 from aks.ops.gemm.spec import CUBLASLT_ALGOS, SPLIT_WORKSPACE_BYTES, GemmConfig, GemmProblem
 
-TRITON_DTYPES = {"bf16": "bf16", "fp16": "fp16"}
 _DTYPE_NAMES = {dtype: name for name, dtype in reference.DTYPES.items()}
 _KERNELS = {
     "gemv": kernels.gemv_kernel,
@@ -102,7 +101,7 @@ def _constants(variant: Variant) -> dict[str, Any]:
 
 
 def _argument_type(name: str, variant: Variant) -> str:
-    element = TRITON_DTYPES[variant.dtype]
+    element = variant.dtype  # Triton has the same names
     config = variant.config
     match name:
         case "x_desc":
