@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 from aks.core import formula
 from aks.core.device import DeviceSpec
@@ -65,9 +64,6 @@ class Config:
         return " ".join(
             str(value) if name in self.CHOICES else f"{name}={value}" for name, value in self.to_row().items() if value
         )
-
-
-AnyConfig = TypeVar("AnyConfig", bound=Config)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,10 +146,3 @@ class ConfigSpace:
 @lru_cache(maxsize=4096)
 def _config_variables(config: Config) -> dict[str, int]:
     return config.variables()
-
-
-def product(config_type: type[AnyConfig], **axes: Iterable[Any]) -> list[AnyConfig]:
-    """All configs over the product of ``axes``; knobs not named keep the type's default."""
-    from itertools import product as cartesian
-
-    return [config_type(**dict(zip(axes, values, strict=True))) for values in cartesian(*axes.values())]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import resources
 from typing import Any, Self
@@ -50,14 +50,12 @@ class DeviceSpec:
 
     def to_row(self) -> dict[str, Any]:
         """Field names and values, the name under ``device`` (measurement rows have other names too)."""
-        row = asdict(self)
-        return {"device": row.pop("name"), **row}
+        return {"device": self.name, **self.variables()}
 
     def variables(self) -> dict[str, int]:
         """The facts that formulas may read."""
-        row = asdict(self)
-        del row["name"]
-        return row
+        # Not asdict, which copies deeply: every record's row asks.
+        return {field.name: getattr(self, field.name) for field in fields(self)[1:]}
 
 
 @cache

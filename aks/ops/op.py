@@ -18,11 +18,10 @@ class Op:
     """One line of the registry.
 
     ``features`` are over problem and device: what trees read. ``config_features`` are over the config
-    too: what it makes of the problem (programs, waves, steps), for models of its latency.
-    ``flops`` and ``bytes_moved`` are formulas over a problem: arithmetic operations, and the bytes
-    that must cross DRAM once (inputs read, output written); ``weight_bytes`` those of the weights, which
-    timing rotates. ``vendor`` is the baseline config: what
-    a user gets without us, legal for every problem.
+    too: what it makes of the problem (programs, waves, steps), for models of its latency. ``flops``
+    and ``bytes_moved`` are formulas over a problem: arithmetic operations, and the bytes that must
+    cross DRAM once (inputs read, output written); ``weight_bytes`` those of the weights, which timing
+    rotates. ``vendor`` is the baseline config: what a user gets without us, legal for every problem.
     """
 
     name: str

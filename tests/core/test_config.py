@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aks.core import formula
-from aks.core.config import Config, ConfigSpace, Rule, product
+from aks.core.config import Config, ConfigSpace, Rule
 from aks.core.device import known_devices
 from aks.core.errors import FormulaError, IllegalConfigError
 from aks.ops import OPS
@@ -32,7 +32,7 @@ class SawConfig(Config):
 
 
 def saw_space(*rules: Rule, revision: int = 1) -> ConfigSpace:
-    configs = (SawConfig("vendor"), *product(SawConfig, kind=["hand"], teeth=[2, 4, 8]))
+    configs = (SawConfig("vendor"), *(SawConfig("hand", teeth=teeth) for teeth in (2, 4, 8)))
     return ConfigSpace("saw", configs, rules, revision)
 
 

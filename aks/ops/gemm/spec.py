@@ -54,11 +54,17 @@ class GemmConfig(Config):
         ``gemv``: fused multiply-adds, for few rows of x. ``tiled``: tensor cores, loads through
         pointers, any alignment. ``tma``: tensor cores, loads through tensor descriptors. ``persistent``:
         the same, each program walking over several tiles, for many rows of x.
+    num_stages
+        Steps along k whose loads are under way at once. For ``gemv``: 1 loads one tile ahead and keeps
+        sums by position; 0 has tiles so large that there is nothing ahead, and adds over k at each.
     swap_ab
         1 computes y.T = w @ x.T: n lies along the tensor cores' long side, so few rows of x waste less.
     pdl
         Programmatic dependent launch. 0: none. 1: launched early, reads nothing before the
         preceding kernel has ended. 2: requests weights before that, so weights must be static.
+    prefetch_kib
+        KiB of weights that a program asks L2 for as it starts, before it waits: L2 is where all SMs
+        meet, so this needs no promise.
     """
 
     OP: ClassVar[str] = "gemm"
