@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -13,8 +15,8 @@ from torch.nn import functional
 
 from aks.core.device import DeviceSpec, current_device
 from aks.core.errors import AksError, UnsupportedRoutineError
-from aks.ops.gemm import launch
-from aks.ops.gemm.spec import GEMM, VENDOR, GemmConfig, GemmProblem
+from aks.ops.gemm import launch, reference
+from aks.ops.gemm.spec import GEMM, GemmConfig, GemmProblem
 from aks.runtime.predictor import Predictor
 
 _FIELDS = tuple(field.name for field in fields(GemmProblem))
@@ -25,7 +27,8 @@ class GemmDispatcher:
 
     Kernels are compiled when first needed, and kept. The workspace of split-K belongs to a stream:
     launches of one stream follow one another, so they share it. CUDA graphs captured on one stream
-    share it too, and must not be replayed at the same time.
+    share it too, and must not be replayed at the same time. While a stream is being captured nothing
+    may be allocated, so one workspace is kept in reserve for it.
     """
 
     def __init__(self, predictor: Predictor, device: DeviceSpec, index: int = 0) -> None:
@@ -33,6 +36,8 @@ class GemmDispatcher:
         self.device = device
         self.index = index
         self._scratch: dict[int, launch.Scratch] = {}
+        self._spare: launch.Scratch | None = None
+        self._lock = threading.Lock()
 
     def choose(self, problem: GemmProblem) -> GemmConfig:
         """The config for ``problem``: what the tree says, the vendor's call where it abstains."""
@@ -47,22 +52,33 @@ class GemmDispatcher:
         """
         stream = torch.cuda.current_stream(self.index).cuda_stream
         config = self.choose(problem)
-        if not launch.is_ready(config, problem, self.device) and torch.cuda.is_current_stream_capturing():
-            config = VENDOR  # loading a module would break the capture: run each shape once before it
-        try:
-            launch.bind(config, problem, x, w, out, device=self.device, scratch=self._scratch_of(stream))(stream)
-        except UnsupportedRoutineError:  # cuBLASLt ranks fewer algorithms here than where the tree was trained
-            torch.mm(x, w if problem.w_layout == "kn" else w.T, out=out)
+        scratch = self._scratch_of(stream)
+        # During a capture neither memory nor a module may be had: run each shape once before it.
+        if scratch and (launch.is_ready(config, problem, self.device) or not torch.cuda.is_current_stream_capturing()):
+            # Not supported: this cuBLASLt lacks an algorithm that the one of the training had.
+            with suppress(UnsupportedRoutineError):
+                launch.bind(config, problem, x, w, out, device=self.device, scratch=scratch)(stream)
+                return
+        reference.vendor(problem, x, w, out)()
 
-    def _scratch_of(self, stream: int) -> launch.Scratch:
+    def _scratch_of(self, stream: int) -> launch.Scratch | None:
+        """Memory of the stream; None if it has none yet, is being captured, and another capture took the reserve."""
         scratch = self._scratch.get(stream)
-        if scratch is None:
-            # On another stream: during a capture, neither the memory nor its zeros may become part of the graph.
-            side = torch.cuda.Stream(self.index)
-            with torch.cuda.stream(side):
-                scratch = launch.Scratch(torch.device("cuda", self.index))
-            side.synchronize()
-            self._scratch[stream] = scratch
+        if scratch is not None and self._spare is not None:
+            return scratch
+        with self._lock:
+            if not torch.cuda.is_current_stream_capturing():
+                scratch = self._scratch.get(stream) or self._allocate()
+                self._spare = self._spare or self._allocate()
+            elif scratch is None:
+                scratch, self._spare = self._spare, None
+            if scratch is not None:
+                self._scratch[stream] = scratch
+        return scratch
+
+    def _allocate(self) -> launch.Scratch:
+        scratch = launch.Scratch(torch.device("cuda", self.index))
+        torch.cuda.current_stream(self.index).synchronize()  # its zeros are there for every stream
         return scratch
 
 
