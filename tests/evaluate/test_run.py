@@ -14,11 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from aks.core.errors import DataError
+from aks.data.parquet import write_table
+from aks.data.schema import arrow_schema
 from aks.evaluate import baselines
 from aks.evaluate.run import check_held_out, evaluate, evaluate_holdout
 from aks.export.bundle import export
 from aks.runtime.predictor import Predictor
-from aks.train.datafile import content_digest
 from aks.train.fit import Options
 from aks.train.ladder import LADDER
 from aks.train.selector import train
@@ -30,14 +31,7 @@ QUICK = Options(max_portfolio=4, num_folds=2, num_imagined=200)
 
 
 def write(rows: Sequence[dict], path: Path) -> Path:
-    table = pa.Table.from_pylist(list(rows))
-    metadata = {
-        "aks_schema_version": "1",
-        "aks_op": OP.name,
-        "aks_space_fingerprint": OP.space.fingerprint,
-        "aks_content_sha256": content_digest(table),
-    }
-    pq.write_table(table.replace_schema_metadata(metadata), path)
+    write_table(pa.Table.from_pylist(list(rows), schema=arrow_schema(OP)), OP, path)
     return path
 
 

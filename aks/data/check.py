@@ -1,4 +1,4 @@
-"""What is in a data file, and whether its rows can be true."""
+"""What is in a table of measurements, and whether its rows can be true."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aks.collect.datafile import SAMPLES, key_columns, read_table
 from aks.core.config import Config
 from aks.core.device import DeviceSpec
 from aks.core.errors import DataError
 from aks.core.measurement import Regime, Status
 from aks.core.metrics import quantile
 from aks.core.record import Environment
+from aks.data.schema import SAMPLES, key_columns
 from aks.ops.op import Op
 
 if TYPE_CHECKING:
@@ -69,18 +69,16 @@ class DataSummary:
         return "\n".join([*lines, *(f"  measured with {environment}" for environment in self.environments)])
 
 
-def check(path: str | Path, op: Op) -> DataSummary:
-    """Check every row of a Parquet file or store, and say what is in it.
+def check(table: pa.Table, op: Op, path: str | Path) -> DataSummary:
+    """Check every row of ``table``, which was read from the file ``path``, and say what is in it.
 
     Raises
     ------
     DataError
-        If the file cannot be read (see ``read_frame``); if a row's status and samples disagree, a
-        latency is not the positive median of its samples, a config is not in the space or is illegal
-        for its problem, or a measurement is there twice.
+        If a row's status and samples disagree, a latency is not the positive median of its samples, a
+        config is not in the space or is illegal for its problem, or a measurement is there twice.
     """
     path = Path(path)
-    table = read_table(path, op)
     frame = table.drop_columns([SAMPLES]).to_pandas()
     samples = _Samples(table)
     faults = [*_status_faults(frame, samples), *_key_faults(frame, op), *_space_faults(frame, op)]
