@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from aks.collect.schema import is_store
+from aks.collect.schema import StoreFacts, explained, is_store
 from aks.collect.store import Store
-from aks.core.record import Record
+from aks.core.errors import DataError
+from aks.core.record import SCHEMA_VERSION
 from aks.data import parquet
+from aks.data.check import Samples, outcome_faults
 from aks.data.parquet import FileFacts, nonempty
-from aks.data.schema import arrow_schema
+from aks.data.schema import SAMPLES, arrow_schema
 from aks.ops.op import Op
 
 DATA_SUFFIXES = (".parquet", ".db")
-_BATCH_ROWS = 20_000
 
 
 def read_table(path: str | Path, op: Op) -> pa.Table:
@@ -41,17 +43,46 @@ def _holds_store(path: Path) -> bool:
 
 def _read_store(path: Path, op: Op) -> pa.Table:
     schema = arrow_schema(op)
-    with Store.open(path) as store:
-        batches = [
-            pa.RecordBatch.from_pylist([record.to_row() for record in records], schema=schema)
-            for records in _batches(store.records(op))
-        ]
-    return pa.Table.from_batches(batches, schema=schema)
+    with Store.open(path) as store, explained(path):
+        parts = store.parts(op)
+        batches = [_batch(columns, parts, store.facts, schema) for columns in store.batches()]
+    table = pa.Table.from_batches(batches, schema=schema)
+    # No row was made a ``Measurement``, which checks the same.
+    if faults := outcome_faults(table):
+        raise DataError(f"{path} is damaged: {'; '.join(faults)}; copy it again, or collect into another file")
+    return table
 
 
-def _batches(records: Iterator[Record]) -> Iterator[list[Record]]:
-    while batch := list(islice(records, _BATCH_ROWS)):
-        yield batch
+def _batch(
+    columns: dict[str, tuple[Any, ...]],
+    parts: dict[str, dict[int, dict[str, Any]]],
+    facts: StoreFacts,
+    schema: pa.Schema,
+) -> pa.RecordBatch:
+    """Rows of ``Record.to_row``, made by column."""
+    common = {
+        "schema_version": SCHEMA_VERSION,
+        "op": facts.op,
+        "space_fingerprint": facts.space_fingerprint,
+        **facts.device.to_row(),
+    }
+    made = _looked_up({0: common}, (0,) * len(columns["status"]), schema)
+    for name, part in parts.items():
+        made |= _looked_up(part, columns[name], schema)
+    made[SAMPLES] = pa.array([np.frombuffer(blob, np.float32) for blob in columns[SAMPLES]], schema.field(SAMPLES).type)
+    made["latency_us"] = pa.array(Samples(made[SAMPLES]).median, from_pandas=True)
+    made |= {field.name: pa.array(columns[field.name], field.type) for field in schema if field.name not in made}
+    return pa.RecordBatch.from_arrays([made[name] for name in schema.names], schema=schema)
+
+
+def _looked_up(part: dict[int, dict[str, Any]], ids: Sequence[int], schema: pa.Schema) -> dict[str, pa.Array]:
+    """The columns of the rows in ``part``, for each of ``ids``."""
+    place = {row_id: position for position, row_id in enumerate(part)}
+    places = pa.array([place[row_id] for row_id in ids])
+    names = next(iter(part.values()))
+    return {
+        name: pa.array([row[name] for row in part.values()], schema.field(name).type).take(places) for name in names
+    }
 
 
 def data_files(roots: Sequence[str | Path]) -> list[Path]:

@@ -80,18 +80,23 @@ def check(table: pa.Table, op: Op, path: str | Path) -> DataSummary:
     """
     path = Path(path)
     frame = table.drop_columns([SAMPLES]).to_pandas()
-    samples = _Samples(table)
-    faults = [*_status_faults(frame, samples), *_key_faults(frame, op), *_space_faults(frame, op)]
+    samples = Samples(table.column(SAMPLES).combine_chunks())
+    faults = [*_outcome_faults(frame, samples), *_key_faults(frame, op), *_space_faults(frame, op)]
     if faults:
         raise DataError(f"{path} is not to be trusted: {'; '.join(faults)}. Merge its sources again, or collect again")
     return _summarize(path, frame, samples, op)
 
 
-class _Samples:
-    """The samples_us column: per row the number, median, smallest and largest (nan where there are none)."""
+def outcome_faults(table: pa.Table) -> list[str]:
+    """What is wrong with status, regime, samples and latency of rows, in words; nothing if they can be true."""
+    frame = table.select(["status", "regime", "latency_us"]).to_pandas()
+    return list(_outcome_faults(frame, Samples(table.column(SAMPLES).combine_chunks())))
 
-    def __init__(self, table: pa.Table) -> None:
-        column: Any = table.column(SAMPLES).combine_chunks()
+
+class Samples:
+    """A samples_us column: per row the number, median, smallest and largest (nan where there are none)."""
+
+    def __init__(self, column: Any) -> None:
         self.counts = column.value_lengths().to_numpy(zero_copy_only=False)
         values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
         self.median, self.smallest, self.largest = np.full((3, len(self.counts)), np.nan)
@@ -111,7 +116,7 @@ def _fault(wrong: Any, text: str, frame: pd.DataFrame) -> Iterator[str]:
         yield f"{len(rows)} rows {text} (the first: row {rows[0]}, {first['status']}, {first['latency_us']} us)"
 
 
-def _status_faults(frame: pd.DataFrame, samples: _Samples) -> Iterator[str]:
+def _outcome_faults(frame: pd.DataFrame, samples: Samples) -> Iterator[str]:
     timed = frame["status"].isin([status.value for status in Status if status.timed]).to_numpy()
     latency_us = frame["latency_us"].to_numpy(dtype=np.float64)
     yield from _fault(~frame["status"].isin(list(Status)), "have an unknown status", frame)
@@ -154,7 +159,7 @@ def _distinct(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return frame.loc[:, columns].drop_duplicates()
 
 
-def _summarize(path: Path, frame: pd.DataFrame, samples: _Samples, op: Op) -> DataSummary:
+def _summarize(path: Path, frame: pd.DataFrame, samples: Samples, op: Op) -> DataSummary:
     problem = ["device", *(field.name for field in fields(op.problem_type))]
     race = [*problem, "regime"]
     config = [field.name for field in fields(op.config_type)]

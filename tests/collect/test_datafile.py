@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 
+import pyarrow as pa
 import pytest
 
 from aks.collect.datafile import data_files, describe, read_table
 from aks.collect.store import Store
 from aks.core.errors import DataError
-from aks.core.measurement import Status
+from aks.core.measurement import Regime, Status
 from aks.core.record import Record
 from aks.data.check import check
 from aks.data.merge import merge
-from tests.collect.scene import CONFIGS, DEVICE, OP, race
-from tests.data.tables import failed
+from tests.collect.scene import CONFIGS, DEVICE, ENVIRONMENT, OP, race
+from tests.data.tables import failed, table_of
 
 OTHER_SPACE = replace(OP, space=replace(OP.space, revision=OP.space.revision + 1))
 
@@ -32,10 +34,17 @@ def merge_files(sources: list[Path], out: Path) -> int:
 
 
 @pytest.fixture
-def store(tmp_path) -> Path:
-    """Two problems, one of them with a failure."""
-    records = [*race(1), *race(2)]
-    records[-1] = failed(records[-1], Status.CRASHED)
+def records() -> list[Record]:
+    """Two problems; what can differ in one store does."""
+    first, second = race(1, families=("alpha", "beta")), race(2, regime=Regime.CHAIN, run_id="tuesday")
+    second[0] = replace(second[0], environment=replace(ENVIRONMENT, driver="999"), sm_clock_mhz=0)
+    uneven = replace(second[1].measurement, status=Status.RACED_OUT, samples_us=(7.1, 9.2))
+    second[1] = replace(second[1], measurement=uneven, num_launches=3, measured_at="2026-02-02T00:00:00+00:00")
+    return [*first, *second[:-1], failed(second[-1], Status.CRASHED)]
+
+
+@pytest.fixture
+def store(tmp_path, records) -> Path:
     return store_of(tmp_path / "a.db", records)
 
 
@@ -46,9 +55,28 @@ def parquet(tmp_path, store) -> Path:
     return tmp_path / "data" / "a.parquet"
 
 
+def in_order(table: pa.Table) -> pa.Table:
+    return table.sort_by([(name, "ascending") for name in ("m", "kind", "algo")])
+
+
+def test_a_store_reads_as_the_rows_of_its_records(store, records):
+    written = in_order(table_of(records))
+    # The store keeps samples as float32, so latencies are medians of these.
+    medians = [median(samples) if samples else None for samples in written.column("samples_us").to_pylist()]
+    place = written.schema.get_field_index("latency_us")
+    expected = written.set_column(place, written.schema.field(place), [medians])
+    assert in_order(read_table(store, OP)).equals(expected)
+
+
 def test_a_store_reads_like_the_parquet_file_made_of_it(store, parquet):
-    by_key = [(name, "ascending") for name in ("m", "kind", "algo")]
-    assert read_table(store, OP).sort_by(by_key).equals(read_table(parquet, OP).sort_by(by_key))
+    assert in_order(read_table(store, OP)).equals(in_order(read_table(parquet, OP)))
+
+
+def test_a_large_store_is_read_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("aks.collect.store._BATCH_ROWS", 7)
+    records = [record for m in range(1, 6) for record in race(m)]
+    read = read_table(store_of(tmp_path / "a.db", records), OP)
+    assert in_order(read).equals(in_order(table_of(records)))
 
 
 def test_merging_keeps_one_of_each_measurement_and_all_runs(tmp_path, parquet):
