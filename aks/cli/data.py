@@ -60,12 +60,13 @@ def check(
     Examples:
       aks data check data/gemm/h200.parquet
     """
-    from aks.collect.datacheck import check as check_file
+    from aks.collect.datafile import read_table
+    from aks.data.check import check as check_table
     from aks.ops import find_op
 
     known_op = find_op(op)
     for path in files:
-        print(check_file(path, known_op))
+        print(check_table(read_table(path, known_op), known_op, path))
 
 
 @data.command()
@@ -81,8 +82,10 @@ def merge(
       aks data merge runs/h200.db --out data/gemm/h200.parquet
       aks data merge data/gemm/h200.parquet runs/more.db --out data/gemm/h200.parquet
     """
-    from aks.collect.datafile import merge as merge_files
+    from aks.collect.datafile import read_table
+    from aks.data.merge import merge as merge_tables
     from aks.ops import find_op
 
-    rows = merge_files(find_op(op), sources, out)
+    known_op = find_op(op)
+    rows = merge_tables(known_op, [read_table(path, known_op) for path in sources], out)
     print(f"{rows} rows written to {out}")

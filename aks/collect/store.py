@@ -13,15 +13,17 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from aks.collect.schema import StoreFacts, connect, explained, mismatch, read_facts, transaction, write_schema
 from aks.core.device import DeviceSpec
 from aks.core.errors import DataError
-from aks.core.measurement import Measurement, Regime, Status
+from aks.core.measurement import Regime
 from aks.core.problem import Problem
 from aks.core.record import Environment, Record
 from aks.ops.op import Op
+
+_BATCH_ROWS = 20_000
 
 
 class Store:
@@ -169,43 +171,49 @@ class Store:
         cursor = self._connection.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", (value, *others.values()))
         return cursor.lastrowid or 0
 
-    def records(self, op: Op) -> Iterator[Record]:
-        """All records, race by race.
+    def parts(self, op: Op) -> dict[str, dict[int, dict[str, Any]]]:
+        """What many measurements share, by the column of ``batches`` that refers to it (problem, config, environment).
+
+        For each id that part of ``Record.to_row``; the families are the problem's.
 
         Raises
         ------
         DataError
-            If the store is not of ``op`` as it is now, or a row cannot be read.
+            If the store is not of ``op`` as it is now, or a part cannot be read.
+        InvalidProblemError, IllegalConfigError
+            If a problem or config has a value that is not allowed.
         """
         wanted = StoreFacts(op.name, op.space.fingerprint, self.facts.device)
         if wanted != self.facts:
             raise DataError(mismatch(self.path, self.facts, wanted))
         with explained(self.path):
             read = self._connection.execute
-            problems, families = {}, {}
-            for row_id, row, names in read("SELECT id, row, families FROM problems"):
-                problems[row_id] = op.problem_type.from_row(json.loads(row))
-                families[row_id] = tuple(json.loads(names))
-            configs = {i: op.config_type.from_row(json.loads(row)) for i, row in read("SELECT id, row FROM configs")}
-            environments = {i: Environment(**json.loads(row)) for i, row in read("SELECT id, row FROM environments")}
-            cursor = read("SELECT * FROM measurements")
-            cursor.row_factory = sqlite3.Row
-            for row in cursor:
-                yield Record(
-                    measurement=Measurement(
-                        problem=problems[row["problem"]],
-                        config=configs[row["config"]],
-                        regime=Regime(row["regime"]),
-                        status=Status(row["status"]),
-                        samples_us=tuple(array("f", row["samples_us"])),
-                        detail=row["detail"],
-                    ),
-                    device=self.facts.device,
-                    environment=environments[row["environment"]],
-                    space_fingerprint=self.facts.space_fingerprint,
-                    families=families[row["problem"]],
-                    run_id=row["run_id"],
-                    measured_at=row["measured_at"],
-                    sm_clock_mhz=row["sm_clock_mhz"],
-                    num_launches=row["num_launches"],
-                )
+            problems = {
+                row_id: op.problem_type.from_row(json.loads(row)).to_row() | {"families": ";".join(json.loads(names))}
+                for row_id, row, names in read("SELECT id, row, families FROM problems")
+            }
+            configs = {
+                row_id: op.config_type.from_row(json.loads(row)).to_row()
+                for row_id, row in read("SELECT id, row FROM configs")
+            }
+            environments = {
+                row_id: asdict(Environment(**json.loads(row)))
+                for row_id, row in read("SELECT id, row FROM environments")
+            }
+        return {"problem": problems, "config": configs, "environment": environments}
+
+    def batches(self) -> Iterator[dict[str, tuple[Any, ...]]]:
+        """The measurements as they are in the file, unchecked: the columns of some thousands at a time.
+
+        By column, because to make a ``Record`` of each row takes longer than all the rest of a merge.
+
+        Raises
+        ------
+        DataError
+            If the file cannot be read.
+        """
+        with explained(self.path):
+            cursor = self._connection.execute("SELECT * FROM measurements")
+            names = [name for name, *_ in cursor.description]
+            while rows := cursor.fetchmany(_BATCH_ROWS):
+                yield dict(zip(names, zip(*rows, strict=True), strict=True))

@@ -20,8 +20,8 @@ from aks.core.features import evaluate_columns
 from aks.core.measurement import Regime, Status
 from aks.core.problem import Problem
 from aks.core.record import Environment
+from aks.data.parquet import dataset_hash, read_frame
 from aks.ops.op import Op
-from aks.train.datafile import read_frame
 
 _UNTRUSTED = (Status.WRONG_RESULT.value, Status.NONDETERMINISTIC.value)
 _TIMED = tuple(status.value for status in Status if status.timed)
@@ -115,7 +115,7 @@ def load(path: Path | Sequence[Path], op: Op, *, regime: Regime | str = Regime.C
     """
     paths = [path] if isinstance(path, Path) else [Path(entry) for entry in path]
     frame = pd.concat([read_frame(entry, op) for entry in paths], ignore_index=True)
-    digests = [hashlib.sha256(entry.read_bytes()).hexdigest() for entry in paths]
+    digests = [dataset_hash(entry) for entry in paths]
     sha256 = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
     return from_frame(frame, op, regime=regime, path=" ".join(entry.as_posix() for entry in paths), sha256=sha256)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from aks.collect.datafile import read_table
 from aks.collect.progress import CollectSummary
 from aks.collect.runner import collect
 from aks.collect.sources import Workload, linear_problem
@@ -41,7 +42,8 @@ def run(measure: str, out: Path, *, problems: int = 2, **options) -> CollectSumm
 def stored(path: Path) -> list[Record]:
     """All records of a store."""
     with Store.open(path) as store:
-        return list(store.records(OP))
+        rows = read_table(path, OP).to_pylist() if len(store) else []
+    return [Record.from_row(row, OP) for row in rows]
 
 
 def race(m: int, *, regime: Regime = Regime.COLD, run_id: str = "run", families: tuple[str, ...] = ("alpha",)):

@@ -14,7 +14,7 @@ import pytest
 from aks.collect.schema import APPLICATION_ID
 from aks.collect.store import Store
 from aks.core.device import find_device
-from aks.core.errors import DataError
+from aks.core.errors import AksError, DataError
 from aks.core.measurement import Measurement, Regime, Status
 from tests.collect.scene import CONFIGS, DEVICE, OP, race, stored
 
@@ -122,7 +122,7 @@ def test_records_of_another_device_or_space_are_refused(path):
 
 def test_reading_as_another_space_is_refused(path):
     with Store.open(path) as store, pytest.raises(DataError, match="space_fingerprint"):
-        list(store.records(OTHER_SPACE))
+        store.parts(OTHER_SPACE)
 
 
 def test_another_schema_is_refused(path):
@@ -164,12 +164,21 @@ def test_a_truncated_store_is_refused(path):
 
 
 def test_altered_rows_are_refused(path):
-    changes = ("status = 'splendid'", "samples_us = x'00'", "regime = 'tepid'", "samples_us = x'000080bf'")
+    changes = [
+        *(f"measurements SET {change}" for change in ("status = 'splendid'", "status = 'crashed'", "regime = 'tepid'")),
+        # No whole number of floats, even if all samples together are; none; -1; nan.
+        *(f"measurements SET samples_us = x'{samples}'" for samples in ("00", "0000", "", "000080bf", "0000c07f")),
+        *(f"measurements SET {change}" for change in ("problem = 99", "environment = 99", "num_launches = 'many'")),
+        """problems SET row = '{"m": 0, "n": 1, "k": 1}'""",
+        "problems SET families = NULL",
+        """configs SET row = '{"kind": "splendid"}'""",
+        "environments SET row = '{}'",
+    ]
     for number, change in enumerate(changes):
         altered = path.with_name(f"altered{number}.db")
         altered.write_bytes(path.read_bytes())
-        sql(altered, f"UPDATE measurements SET {change}")
-        with pytest.raises(DataError):
+        sql(altered, f"UPDATE {change}")
+        with pytest.raises(AksError):
             stored(altered)
 
 

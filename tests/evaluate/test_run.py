@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import runpy
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from aks.core.errors import DataError
-from aks.evaluate import baselines
+from aks.data.parquet import write_table
+from aks.data.schema import arrow_schema
+from aks.evaluate import baselines, run
 from aks.evaluate.run import check_held_out, evaluate, evaluate_holdout
 from aks.export.bundle import export
 from aks.runtime.predictor import Predictor
-from aks.train.datafile import content_digest
 from aks.train.fit import Options
 from aks.train.ladder import LADDER
 from aks.train.selector import train
@@ -30,14 +31,7 @@ QUICK = Options(max_portfolio=4, num_folds=2, num_imagined=200)
 
 
 def write(rows: Sequence[dict], path: Path) -> Path:
-    table = pa.Table.from_pylist(list(rows))
-    metadata = {
-        "aks_schema_version": "1",
-        "aks_op": OP.name,
-        "aks_space_fingerprint": OP.space.fingerprint,
-        "aks_content_sha256": content_digest(table),
-    }
-    pq.write_table(table.replace_schema_metadata(metadata), path)
+    write_table(pa.Table.from_pylist(list(rows), schema=arrow_schema(OP)), OP, path)
     return path
 
 
@@ -166,31 +160,38 @@ def test_a_selector_of_other_features_is_refused(folder):
         baselines.xgboost_chooser(folder / "selector.json", other)
 
 
-def script() -> ModuleType:
+@pytest.fixture
+def script(capsys, monkeypatch):
+    """A call of scripts/evaluate_cross_gpu.py: exit status, stdout, stderr."""
     path = Path(__file__).parents[2] / "scripts" / "evaluate_cross_gpu.py"
-    spec = importlib.util.spec_from_file_location("evaluate_cross_gpu", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+
+    def call(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [str(path), *words])
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(path), run_name="__main__")
+        out, err = capsys.readouterr()
+        return int(caught.value.code or 0), out, err
+
+    return call
 
 
-def test_script_says_that_one_device_is_too_few(folder, capsys):
-    assert script().main([str(folder / "data.parquet")]) == 2
-    assert "too few for a cross-GPU figure" in capsys.readouterr().err
+def test_script_says_that_one_device_is_too_few(folder, script):
+    status, _, err = script("--data", str(folder / "data.parquet"))
+    assert status == 2
+    assert "too few for a cross-GPU figure" in err
 
 
-def test_script_names_a_missing_file(tmp_path, capsys):
-    assert script().main([str(tmp_path / "none.parquet")]) == 2
-    assert "no measurement file" in capsys.readouterr().err
+def test_script_names_a_missing_file(tmp_path, script):
+    status, _, err = script("--data", str(tmp_path / "none.parquet"))
+    assert status == 2
+    assert "no measurement file" in err
 
 
-def test_script_holds_out_families(folder, capsys, monkeypatch, tmp_path):
-    module = script()
-    monkeypatch.setattr(module, "evaluate_holdout", lambda *a, **k: evaluate_holdout(*a, **k, options=QUICK))
-    arguments = [str(folder / "data.parquet"), "--holdout", "family", "--groups", "2"]
-    assert module.main([*arguments, "--json", str(tmp_path / "rows.json")]) == 0
-    output = capsys.readouterr().out
+def test_script_holds_out_families(folder, script, monkeypatch, tmp_path):
+    monkeypatch.setattr(run, "evaluate_holdout", lambda *a, **k: evaluate_holdout(*a, **k, options=QUICK))
+    words = ["--data", str(folder / "data.parquet"), "--holdout", "family", "--max-groups", "2", "--no-ladder"]
+    status, output, _ = script(*words, "--json", str(tmp_path / "rows.json"))
+    assert status == 0
     assert "each family held out in turn" in output and "XGBoost selector" in output
     result = json.loads((tmp_path / "rows.json").read_text())
     overall = {row["chooser"]: row for row in result["overall"]}

@@ -9,10 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from aks.core.record import SCHEMA_VERSION
+from aks.data.schema import DIGEST, arrow_schema, content_digest, file_metadata
 from aks.ops import OPS
 from aks.ops.op import Op
-from aks.train.datafile import content_digest
 from aks.train.dataset import TrainingSet, from_frame
 from aks.train.fit import Options
 from aks.train.growth import Shape
@@ -25,14 +24,10 @@ OPTIONS = Options(max_portfolio=6, num_folds=2, num_imagined=300, max_rounds=12,
 
 def write_parquet(frame: pd.DataFrame, path: Path, op: Op, **changed: str) -> Path:
     """The frame as ``aks data merge`` writes it; ``changed`` replaces metadata."""
-    table = pa.Table.from_pylist(frame.to_dict("records"))
-    metadata = {
-        "aks_schema_version": str(SCHEMA_VERSION),
-        "aks_op": op.name,
-        "aks_space_fingerprint": op.space.fingerprint,
-        "aks_content_sha256": content_digest(table).decode(),
-    }
-    pq.write_table(table.replace_schema_metadata(metadata | changed), path)
+    table = pa.Table.from_pylist(frame.to_dict("records"), schema=arrow_schema(op))
+    metadata = file_metadata(op) | {DIGEST: content_digest(table)}
+    metadata |= {name.encode(): value.encode() for name, value in changed.items()}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
     return path
 
 

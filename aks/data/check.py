@@ -1,4 +1,4 @@
-"""What is in a data file, and whether its rows can be true."""
+"""What is in a table of measurements, and whether its rows can be true."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from aks.collect.datafile import SAMPLES, key_columns, read_table
 from aks.core.config import Config
 from aks.core.device import DeviceSpec
 from aks.core.errors import DataError
 from aks.core.measurement import Regime, Status
 from aks.core.metrics import quantile
 from aks.core.record import Environment
+from aks.data.schema import SAMPLES, key_columns
 from aks.ops.op import Op
 
 if TYPE_CHECKING:
@@ -69,31 +69,34 @@ class DataSummary:
         return "\n".join([*lines, *(f"  measured with {environment}" for environment in self.environments)])
 
 
-def check(path: str | Path, op: Op) -> DataSummary:
-    """Check every row of a Parquet file or store, and say what is in it.
+def check(table: pa.Table, op: Op, path: str | Path) -> DataSummary:
+    """Check every row of ``table``, which was read from the file ``path``, and say what is in it.
 
     Raises
     ------
     DataError
-        If the file cannot be read (see ``read_frame``); if a row's status and samples disagree, a
-        latency is not the positive median of its samples, a config is not in the space or is illegal
-        for its problem, or a measurement is there twice.
+        If a row's status and samples disagree, a latency is not the positive median of its samples, a
+        config is not in the space or is illegal for its problem, or a measurement is there twice.
     """
     path = Path(path)
-    table = read_table(path, op)
     frame = table.drop_columns([SAMPLES]).to_pandas()
-    samples = _Samples(table)
-    faults = [*_status_faults(frame, samples), *_key_faults(frame, op), *_space_faults(frame, op)]
+    samples = Samples(table.column(SAMPLES).combine_chunks())
+    faults = [*_outcome_faults(frame, samples), *_key_faults(frame, op), *_space_faults(frame, op)]
     if faults:
         raise DataError(f"{path} is not to be trusted: {'; '.join(faults)}. Merge its sources again, or collect again")
     return _summarize(path, frame, samples, op)
 
 
-class _Samples:
-    """The samples_us column: per row the number, median, smallest and largest (nan where there are none)."""
+def outcome_faults(table: pa.Table) -> list[str]:
+    """What is wrong with status, regime, samples and latency of rows, in words; nothing if they can be true."""
+    frame = table.select(["status", "regime", "latency_us"]).to_pandas()
+    return list(_outcome_faults(frame, Samples(table.column(SAMPLES).combine_chunks())))
 
-    def __init__(self, table: pa.Table) -> None:
-        column: Any = table.column(SAMPLES).combine_chunks()
+
+class Samples:
+    """A samples_us column: per row the number, median, smallest and largest (nan where there are none)."""
+
+    def __init__(self, column: Any) -> None:
         self.counts = column.value_lengths().to_numpy(zero_copy_only=False)
         values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float64)
         self.median, self.smallest, self.largest = np.full((3, len(self.counts)), np.nan)
@@ -113,7 +116,7 @@ def _fault(wrong: Any, text: str, frame: pd.DataFrame) -> Iterator[str]:
         yield f"{len(rows)} rows {text} (the first: row {rows[0]}, {first['status']}, {first['latency_us']} us)"
 
 
-def _status_faults(frame: pd.DataFrame, samples: _Samples) -> Iterator[str]:
+def _outcome_faults(frame: pd.DataFrame, samples: Samples) -> Iterator[str]:
     timed = frame["status"].isin([status.value for status in Status if status.timed]).to_numpy()
     latency_us = frame["latency_us"].to_numpy(dtype=np.float64)
     yield from _fault(~frame["status"].isin(list(Status)), "have an unknown status", frame)
@@ -156,7 +159,7 @@ def _distinct(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return frame.loc[:, columns].drop_duplicates()
 
 
-def _summarize(path: Path, frame: pd.DataFrame, samples: _Samples, op: Op) -> DataSummary:
+def _summarize(path: Path, frame: pd.DataFrame, samples: Samples, op: Op) -> DataSummary:
     problem = ["device", *(field.name for field in fields(op.problem_type))]
     race = [*problem, "regime"]
     config = [field.name for field in fields(op.config_type)]
