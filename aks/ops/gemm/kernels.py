@@ -103,7 +103,10 @@ def gemv_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
     EVEN_K: tl.constexpr, W_KN: tl.constexpr, PDL: tl.constexpr, PREFETCH_K: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
-    """Few rows of x (BLOCK_M covers them all): multiply-adds in registers, one sum over K at the end."""
+    """Few rows of x (BLOCK_M covers them all): multiply-adds in registers, one sum over K at the end.
+
+    A weight is used once, so it is the first that L2 may forget.
+    """
     pid = tl.program_id(0)
     tile = pid // SPLIT_K
     split = pid % SPLIT_K
@@ -124,11 +127,11 @@ def gemv_kernel(
     column_mask = offs_n[:, None] < N
     w_mask = column_mask & ((k_start + offs_k) < k_end)[None, :]
     if PDL == 2:
-        w = tl.load(w_ptrs, mask=w_mask, other=0.0)
+        w = tl.load(w_ptrs, mask=w_mask, other=0.0, eviction_policy="evict_first")
         _start(w_ptr, w_row, tile * BLOCK_N, k_start + BLOCK_K, k_end, N, BLOCK_N, PREFETCH_K, W_KN, PDL)
     else:
         _start(w_ptr, w_row, tile * BLOCK_N, k_start, k_end, N, BLOCK_N, PREFETCH_K, W_KN, PDL)
-        w = tl.load(w_ptrs, mask=w_mask, other=0.0)
+        w = tl.load(w_ptrs, mask=w_mask, other=0.0, eviction_policy="evict_first")
     if DEEP:
         # So many weights in registers leave no room for sums by position: add over K block by block.
         x = tl.load(x_ptrs, mask=row_mask & ((k_start + offs_k) < k_end)[None, :], other=0.0)
@@ -137,14 +140,15 @@ def gemv_kernel(
             w_ptrs += w_step
             x_ptrs += BLOCK_K
             inside = ((k + offs_k) < k_end)[None, :]
-            w = tl.load(w_ptrs, mask=column_mask & inside, other=0.0)
+            w = tl.load(w_ptrs, mask=column_mask & inside, other=0.0, eviction_policy="evict_first")
             x = tl.load(x_ptrs, mask=row_mask & inside, other=0.0)
             acc += tl.sum(x.to(tl.float32)[:, None, :] * w.to(tl.float32)[None, :, :], axis=2)
     else:
         sums = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.float32)
         for k in range(k_start, k_end, BLOCK_K):
             w_ptrs += w_step
-            w_next = tl.load(w_ptrs, mask=column_mask & ((k + BLOCK_K + offs_k) < k_end)[None, :], other=0.0)
+            inside = ((k + BLOCK_K + offs_k) < k_end)[None, :]
+            w_next = tl.load(w_ptrs, mask=column_mask & inside, other=0.0, eviction_policy="evict_first")
             if EVEN_K:
                 x = tl.load(x_ptrs, mask=row_mask, other=0.0)
             else:
@@ -154,6 +158,41 @@ def gemv_kernel(
             w = w_next
         acc = tl.sum(sums, axis=2)
     _finish(acc, out_ptr, out_row, workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, False)
+
+
+@triton.jit
+def stream_kernel(
+    x_ptr, w_ptr, out_ptr, M, N, K, x_row, w_row, out_row,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """As ``gemv_kernel`` for rows of w that BLOCK_K covers; programs walk over tiles and keep x in registers.
+
+    Few enough programs that those of the next kernel find room beside them, with their first tile
+    on the way before this kernel has ended.
+    """
+    pid = tl.program_id(0)
+    step = tl.num_programs(0)
+    offs_m = tl.arange(0, BLOCK_M)
+    offs_n = pid * BLOCK_N + tl.arange(0, BLOCK_N)
+    offs_k = tl.arange(0, BLOCK_K)
+    inside = (offs_k < K)[None, :]
+    if PDL > 0:
+        gdc_launch_dependents()
+    if PDL == 1:
+        gdc_wait()
+    w_ptrs = w_ptr + offs_n.to(tl.int64)[:, None] * w_row + offs_k[None, :]
+    w = tl.load(w_ptrs, mask=(offs_n < N)[:, None] & inside, other=0.0, eviction_policy="evict_first")
+    if PDL == 2:
+        gdc_wait()
+    x_ptrs = x_ptr + offs_m.to(tl.int64)[:, None] * x_row + offs_k[None, :]
+    x = tl.load(x_ptrs, mask=(offs_m < M)[:, None] & inside, other=0.0)
+    for tile in range(pid, tl.cdiv(N, BLOCK_N), step):
+        next_n = (tile + step) * BLOCK_N + tl.arange(0, BLOCK_N)
+        w_ptrs = w_ptr + next_n.to(tl.int64)[:, None] * w_row + offs_k[None, :]
+        w_next = tl.load(w_ptrs, mask=(next_n < N)[:, None] & inside, other=0.0, eviction_policy="evict_first")
+        acc = tl.sum(x.to(tl.float32)[:, None, :] * w.to(tl.float32)[None, :, :], axis=2)
+        _store(out_ptr, out_row, acc, offs_m, tile * BLOCK_N + tl.arange(0, BLOCK_N), M, N, False)
+        w = w_next
 
 
 @triton.jit

@@ -23,6 +23,7 @@ from aks.ops.gemm.spec import CUBLASLT_ALGOS, SPLIT_WORKSPACE_BYTES, GemmConfig,
 _DTYPE_NAMES = {dtype: name for name, dtype in reference.DTYPES.items()}
 _KERNELS = {
     "gemv": kernels.gemv_kernel,
+    "stream": kernels.stream_kernel,
     "tiled": kernels.tiled_kernel,
     "tma": kernels.tma_kernel,
     "persistent": kernels.persistent_kernel,
@@ -55,7 +56,7 @@ def variant_of(config: GemmConfig, problem: GemmProblem) -> Variant:
         w_kn=problem.w_layout == "kn",
         vector_bytes=min(problem.alignment, _power_of_two_in(2 * problem.n), _power_of_two_in(2 * problem.k)),
         even_k=pointer_loads and problem.k % (config.block_k * config.split_k) == 0,
-        rows=next_pow2(problem.m) if config.kind == "gemv" else 0,
+        rows=0 if config.block_m else next_pow2(problem.m),
     )
 
 
@@ -203,10 +204,9 @@ class Scratch:
 
 def grid_of(config: GemmConfig, problem: GemmProblem, sm_count: int) -> int:
     """Programs to launch."""
-    if config.kind == "gemv":
-        return ceil_div(problem.n, config.block_n) * config.split_k
-    tiles = ceil_div(problem.m, config.block_m) * ceil_div(problem.n, config.block_n)
-    return min(tiles, sm_count) if config.kind == "persistent" else tiles * config.split_k
+    rows = config.block_m or problem.m  # matrix-vector kernels hold all rows of x
+    tiles = ceil_div(problem.m, rows) * ceil_div(problem.n, config.block_n)
+    return min(tiles, sm_count * config.ctas_per_sm) if config.ctas_per_sm else tiles * config.split_k
 
 
 def bind(
