@@ -20,7 +20,7 @@ def train(
         str, typer.Option(help="Model families to hold out, comma-separated; default: a quarter of them.")
     ] = "",
     on_everything: Annotated[bool, typer.Option("--on-everything", help="Hold out nothing: no score.")] = False,
-    max_portfolio: Annotated[int, typer.Option(min=2, help="How many configs to keep at most.")] = 40,
+    max_portfolio: Annotated[int, typer.Option(min=2, help="How many configs to keep at most.")] = 64,
     seed: Seed = 0,
     track: Annotated[bool, typer.Option(help="Log the run to MLflow.")] = True,
     tracking_uri: Annotated[

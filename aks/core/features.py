@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 from aks.core import formula
 
@@ -48,6 +50,21 @@ def evaluate_columns(features: tuple[Feature, ...], columns):
     }
     result = np.empty((length, len(features)), dtype=np.int64)
     for index, feature in enumerate(features):
-        code = compile(feature.formula, f"<feature {feature.name}>", "eval")
+        tree = ast.fix_missing_locations(_Elementwise().visit(ast.parse(feature.formula, mode="eval")))
+        code = compile(tree, f"<feature {feature.name}>", "eval")
         result[:, index] = eval(code, namespace, columns)  # Feature parsed it
     return result
+
+
+class _Elementwise(ast.NodeTransformer):
+    """``and``, ``or`` and ``not`` as operators that arrays have, on the truth of their operands."""
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
+        operator = ast.BitAnd() if isinstance(node.op, ast.And) else ast.BitOr()
+        return reduce(lambda left, right: ast.BinOp(left, operator, right), map(self._truth, node.values))
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
+        return ast.Compare(self.visit(node.operand), [ast.Eq()], [ast.Constant(0)])
+
+    def _truth(self, node: ast.expr) -> ast.expr:
+        return ast.Compare(self.visit(node), [ast.NotEq()], [ast.Constant(0)])

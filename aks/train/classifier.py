@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,19 +10,15 @@ import numpy as np
 import xgboost as xgb
 from numpy.typing import NDArray
 
-from aks.train.examples import Examples, Inputs
+from aks.train.examples import Inputs
+from aks.train.growth import Rows
 
-Folds = Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]]
-
-GRID: tuple[dict[str, Any], ...] = (
-    {"max_depth": 3, "colsample_bynode": 0.5},
-    {"max_depth": 5, "colsample_bynode": 0.5},
-    {"max_depth": 5, "colsample_bynode": 1.0},
-)
-_FIXED = {
+_PARAMETERS = {
     "tree_method": "hist",
     "max_bin": 128,
-    "eta": 0.2,
+    "max_depth": 5,
+    "colsample_bynode": 0.5,
+    "eta": 0.3,
     "reg_lambda": 0.1,
     # Hessians are costs (nats of slowdown) times probabilities: a few hundredths a row.
     "min_child_weight": 0.01,
@@ -83,74 +79,13 @@ def _matrix(inputs: Inputs) -> xgb.DMatrix:
 
 
 def fit_classifier(
-    examples: Examples,
-    settings: Mapping[str, Any],
-    num_rounds: int,
-    seed: int = 0,
-    *,
-    watch: Examples | None = None,
-    curve: list[float] | None = None,
+    rows: Rows, legal: NDArray[np.bool_], num_rounds: int, seed: int = 0, **changed: Any
 ) -> RegretClassifier:
-    """Fit; with ``watch``, append to ``curve`` the mean regret on it of the choice after each round."""
-    results: dict[str, dict[str, list[float]]] = {}
+    """Fit to the costs [N, K] of measured and imagined rows; ``changed`` replaces XGBoost's parameters."""
     booster = xgb.train(
-        {**_FIXED, **settings, "num_class": examples.cost.shape[1], "seed": seed},
-        _matrix(examples.inputs),
+        {**_PARAMETERS, **changed, "num_class": rows.cost.shape[1], "seed": seed},
+        xgb.DMatrix(rows.features),
         num_rounds,
-        obj=regret_objective(examples.cost, examples.inputs.legal),
-        evals=[(_matrix(watch.inputs), "watch")] if watch is not None else [],
-        custom_metric=_regret_metric(watch) if watch is not None else None,
-        evals_result=results,
-        verbose_eval=False,
+        obj=regret_objective(rows.cost * rows.weight[:, None], legal),
     )
-    if curve is not None and watch is not None:
-        curve.extend(results["watch"]["regret"])
     return RegretClassifier(booster, num_rounds)
-
-
-def _regret_metric(watch: Examples) -> Callable:
-    def regret(margins: NDArray, _: xgb.DMatrix) -> tuple[str, float]:
-        choice = softmax(margins.reshape(watch.cost.shape), watch.inputs.legal).argmax(axis=1)
-        return "regret", float(watch.regret(choice).mean())
-
-    return regret
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """Hyper-parameters chosen by cross-validation, and the fold models that saw only their fold's training rows.
-
-    curve: mean regret on the folds' held-out families after each round.
-    """
-
-    settings: dict[str, Any]
-    num_rounds: int
-    curve: tuple[float, ...]
-    fold_models: tuple[RegretClassifier, ...]
-
-
-def tune_classifier(
-    examples: Examples, folds: Folds, seed: int = 0, *, grid: Sequence[dict[str, Any]] = GRID, rounds: int = 100
-) -> Tuned:
-    """Choose settings and number of rounds by the mean regret on the folds' held-out families.
-
-    Early stopping, but on the mean over folds: one number of rounds for all, far less noisy than
-    each fold's own, and usable for the final fit, which has no rows left to stop on.
-    """
-    best: Tuned | None = None
-    for settings in grid:
-        curves, models = [], []
-        for train, test in folds:
-            curve: list[float] = []
-            models.append(
-                fit_classifier(examples.rows(train), settings, rounds, seed, watch=examples.rows(test), curve=curve)
-            )
-            curves.append(np.array(curve) * len(test))
-        mean = np.sum(curves, axis=0) / sum(len(test) for _, test in folds)
-        stop = int(mean.argmin()) + 1
-        if best is None or mean[stop - 1] < best.curve[best.num_rounds - 1]:
-            fold_models = tuple(RegretClassifier(model.booster, stop) for model in models)
-            best = Tuned(dict(settings), stop, tuple(mean.tolist()), fold_models)
-    if best is None:
-        raise ValueError("tune_classifier needs at least one entry in grid")
-    return best

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import median
@@ -12,11 +12,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from aks.core import formula
 from aks.core.config import Config
 from aks.core.device import DeviceSpec
 from aks.core.errors import DataError
-from aks.core.features import evaluate_columns
+from aks.core.features import Feature, evaluate_columns
 from aks.core.measurement import Regime, Status
 from aks.core.problem import Problem
 from aks.core.record import Environment
@@ -255,15 +254,15 @@ def legality(
     op: Op, configs: Sequence[Config], problems: Sequence[Problem], devices: Sequence[DeviceSpec]
 ) -> NDArray[np.bool_]:
     """[P, C]: whether ``op.space``'s rules allow each config for each problem on its device."""
-    variables = [problem.variables() for problem in problems]
+    columns = variable_columns(problems, devices)
     result = np.zeros((len(problems), len(configs)), dtype=bool)
     for device in set(devices):
-        rows = [index for index, other in enumerate(devices) if other == device]
-        columns: dict[str, NDArray[np.bool_]] = {}  # many configs share one folded formula
+        rows = np.array([index for index, other in enumerate(devices) if other == device])
+        here = {name: values[rows] for name, values in columns.items()}
+        holds: dict[str, NDArray[np.bool_]] = {}  # many configs share one folded formula
         for index, config in enumerate(configs):
             text = op.space.legality(config, device)
-            if text not in columns:
-                holds: Callable = formula.compile_python(text)
-                columns[text] = np.array([bool(holds(variables[row])) for row in rows])
-            result[rows, index] = columns[text]
+            if text not in holds:
+                holds[text] = evaluate_columns((Feature("legal", text),), here)[:, 0] != 0
+            result[rows, index] = holds[text]
     return result

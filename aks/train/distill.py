@@ -1,34 +1,17 @@
-"""From the teacher to one small tree that minimises measured regret."""
+"""From the teacher to one small tree that minimises measured and expected regret."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from aks.train.classifier import Folds
 from aks.train.examples import Examples, Inputs
-from aks.train.growth import GrownTree, Rows, Shape, collapse_strengths, grow, prune
+from aks.train.growth import GrownTree, Rows, Shape, grow, refine
 from aks.train.leaves import Leaf, LeafRule, fill_leaf
-from aks.train.teacher import Imagined, Teacher
-
-OVERGROWTH = 2
-"""Grow this many times too many leaves, then prune: what pays off late is found, and what does not goes."""
-IMAGINED_WEIGHTS = (1.0, 4.0)
-GUIDANCE = (0.3, 1.0)
-PRICES = (0.0, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4)
-"""Nats of mean cost that a leaf must save."""
-
-
-@dataclass(frozen=True)
-class TreeSettings:
-    """What cross-validation chooses: imagined rows' weight against measured ones', ``Shape.guidance``, leaf price."""
-
-    imagined_weight: float
-    guidance: float
-    price: float
+from aks.train.teacher import Imagined
 
 
 @dataclass(frozen=True)
@@ -37,7 +20,6 @@ class DistilledTree:
 
     nodes: GrownTree
     leaves: dict[int, Leaf]
-    settings: TreeSettings
 
     def __call__(self, inputs: Inputs) -> NDArray[np.intp]:
         """[P]: for each problem, the first config of its leaf's ranking that is legal."""
@@ -83,78 +65,41 @@ class DistilledTree:
         return "\n".join(lines) + "\n"
 
 
-def join_rows(examples: Examples, imagined: Imagined, teacher: Teacher, imagined_weight: float) -> Rows:
-    """Measured rows of weight 1, and imagined ones that the teacher priced, ``imagined_weight`` as heavy in all."""
-    weight = imagined_weight * len(examples) / max(1, len(imagined.source))
+def join_rows(examples: Examples, imagined: Imagined, measured_weight: float) -> Rows:
+    """Measured rows, ``measured_weight`` each, and imagined ones of weight 1, over the same configs."""
+    count, more = len(examples), len(imagined)
     return Rows(
         np.concatenate([examples.inputs.features, imagined.inputs.features]).astype(np.float32),
-        np.concatenate([examples.cost, teacher.cost(imagined.inputs)]),
-        np.concatenate([np.ones(len(examples)), np.full(len(imagined.source), weight)]),
-        np.arange(len(examples) + len(imagined.source)) < len(examples),
+        np.concatenate([examples.cost, imagined.cost]),
+        np.concatenate([np.full(count, measured_weight), np.ones(more)]),
+        np.arange(count + more) < count,
     )
-
-
-def tune_tree(
-    examples: Examples, folds: Folds, teachers: Sequence[Teacher], imagined: Imagined, shape: Shape
-) -> TreeSettings:
-    """Settings whose trees cost least on the folds' held-out families.
-
-    Each setting is chosen by its mean over all values of the others: single combinations differ by
-    less than the folds' noise. Ties go to the smaller tree. teachers: one a fold, fitted on its
-    training rows alone; imagined rows drawn around held-out problems are left out too.
-    """
-    cost = np.zeros((len(IMAGINED_WEIGHTS), len(GUIDANCE), len(PRICES)))
-    for (train, test), teacher in zip(folds, teachers, strict=True):
-        near, held_out = imagined.drawn_around(train), examples.rows(test)
-        for i, weight in enumerate(IMAGINED_WEIGHTS):
-            rows = join_rows(examples.rows(train), near, teacher, weight)
-            for j, guidance in enumerate(GUIDANCE):
-                tree, strengths = _overgrow(rows, shape, guidance)
-                for k, price in enumerate(PRICES):
-                    choice = _cheapest(prune(tree, strengths, price, shape.max_leaves), held_out.inputs)
-                    cost[i, j, k] += held_out.cost[np.arange(len(test)), choice].sum()
-    return TreeSettings(
-        IMAGINED_WEIGHTS[cost.mean(axis=(1, 2)).argmin()],
-        GUIDANCE[cost.mean(axis=(0, 2)).argmin()],
-        PRICES[len(PRICES) - 1 - cost.mean(axis=(0, 1))[::-1].argmin()],
-    )
-
-
-def _overgrow(rows: Rows, shape: Shape, guidance: float) -> tuple[GrownTree, NDArray[np.float64]]:
-    wide = replace(shape, max_leaves=OVERGROWTH * shape.max_leaves, guidance=guidance)
-    tree = grow(rows, wide)
-    return tree, collapse_strengths(tree)
-
-
-def _cheapest(tree: GrownTree, inputs: Inputs) -> NDArray[np.intp]:
-    """[P]: the legal class of least summed cost in each problem's leaf."""
-    totals = tree.totals[tree.leaves(inputs.features)]
-    return np.where(inputs.legal, totals, np.inf).argmin(axis=1)
 
 
 def distil(
+    rows: Rows,
+    columns: NDArray[np.intp],
+    legal: NDArray[np.bool_],
     examples: Examples,
-    legal_undeclared: NDArray[np.bool_],
     groups: NDArray[np.intp],
-    imagined: Imagined,
-    teacher: Teacher,
-    settings: TreeSettings,
     shape: Shape,
     rule: LeafRule,
+    seed: int = 0,
 ) -> DistilledTree:
-    """Grow, prune and fill the leaves.
+    """Grow, refine and fill the leaves.
 
-    legal_undeclared [P, K] as in ``Imagined``; groups [P] numbers the family of each measured row.
+    Growing looks at the costs of all configs in ``rows``, also those that are not at ``columns``, the
+    portfolio: how their costs change says where choices change. legal [R, N, K]: patterns of legality of
+    the rows, over the portfolio, for callers who promise more or less. examples: the first rows, measured.
+    groups: the family of each of them.
     """
-    rows = join_rows(examples, imagined, teacher, settings.imagined_weight)
-    grown, strengths = _overgrow(rows, shape, settings.guidance)
-    tree = prune(grown, strengths, settings.price, shape.max_leaves)
+    tree = grow(rows, shape, seed)
+    rows = rows.over(columns)
+    tree = refine(tree, rows, shape)
     reached = tree.leaves(rows.features)
-    legal = np.concatenate([examples.inputs.legal, imagined.inputs.legal])
-    undeclared = np.concatenate([legal_undeclared, imagined.legal_undeclared])
     leaves = {}
     for node in np.flatnonzero(tree.feature < 0):
         members = np.flatnonzero(reached == node)
-        demands = np.unique(np.concatenate([legal[members], undeclared[members]]), axis=0)
+        demands = np.unique(np.concatenate(list(legal[:, members])), axis=0)
         leaves[int(node)] = fill_leaf(rows, members, examples, groups, demands, rule)
-    return DistilledTree(tree, leaves, settings)
+    return DistilledTree(tree, leaves)

@@ -11,8 +11,18 @@ from numpy.typing import NDArray
 from aks.core.config import Config
 from aks.train.dataset import TrainingSet
 
-COST_CAP = float(np.log(4.0))
-"""Slowdowns beyond 4x are all the same disaster; also the cost of a config that failed, or that nobody tried."""
+COST_CAP = 0.5
+"""Nats: slowdowns beyond 1.65x are all the same disaster. Also the cost of a config that failed, or was not tried."""
+
+
+def choice_cost(latency_us: NDArray, oracle_us: NDArray) -> NDArray[np.float64]:
+    """[P, K]: what is minimised, log(latency / oracle latency) up to ``COST_CAP``.
+
+    latency_us [P, K] (``inf``: failed, ``nan``: not tried), oracle_us [P].
+    """
+    with np.errstate(invalid="ignore"):
+        slowdown = np.log(latency_us / oracle_us[:, None])
+    return np.where(np.isfinite(slowdown), np.minimum(slowdown, COST_CAP), COST_CAP)
 
 
 @dataclass(frozen=True)
@@ -38,34 +48,11 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class CostRule:
-    """How a choice's latency becomes the cost that is minimised.
-
-    cost = s + tail * s**2 + harm * max(0, v - noise), with s the log slowdown against the oracle,
-    capped at ``COST_CAP``, and v the log slowdown against the vendor. ``tail`` weighs the p99 against
-    the mean; ``harm`` is for users who would have been better off without us.
-    """
-
-    tail: float = 1.0
-    harm: float = 1.0
-    noise: float = 0.01
-
-    def __call__(self, latency_us: NDArray, oracle_us: NDArray, baseline_us: NDArray) -> NDArray[np.float64]:
-        """latency_us [P, K] (``inf``: failed, ``nan``: not tried), oracle_us [P], baseline_us [P]; returns [P, K]."""
-        with np.errstate(invalid="ignore"):
-            slowdown = np.log(latency_us / oracle_us[:, None])
-            harm = np.log(latency_us / baseline_us[:, None]) - self.noise
-        slowdown = np.where(np.isfinite(slowdown), np.minimum(slowdown, COST_CAP), COST_CAP)
-        harm = np.where(np.isfinite(harm), np.clip(harm, 0.0, COST_CAP), COST_CAP)
-        return slowdown + self.tail * slowdown**2 + self.harm * harm
-
-
-@dataclass(frozen=True)
 class Examples:
     """Measured problems over K configs of a ``TrainingSet``, the vendor's first; rows in the set's order.
 
-    latency_us [P, K] as in the set. cost [P, K]: by the ``CostRule``; where a config is illegal, the
-    vendor's cost, which is what runs when nothing else may.
+    latency_us [P, K] as in the set. cost [P, K]: ``choice_cost``; where a config is illegal, the
+    vendor's, which is what runs when nothing else may.
     """
 
     configs: tuple[Config, ...]
@@ -77,12 +64,6 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.inputs)
-
-    @property
-    def log_slowdown_or_vendor(self) -> NDArray[np.float64]:
-        """[P, K]: log(latency / oracle), capped; the vendor's where the config is illegal."""
-        slowdown = CostRule(tail=0.0, harm=0.0)(self.latency_us, self.oracle_us, self.baseline_us)
-        return np.where(self.inputs.legal, slowdown, slowdown[:, :1])
 
     def rows(self, index: NDArray) -> Examples:
         """The problems at ``index``."""
@@ -115,9 +96,7 @@ def make_inputs(training_set: TrainingSet, columns: Sequence[int], *, declared: 
     return Inputs(training_set.axes, training_set.features, legal[:, list(columns)], training_set.columns)
 
 
-def make_examples(
-    training_set: TrainingSet, columns: Sequence[int], rule: CostRule | None = None, *, declared: bool = True
-) -> Examples:
+def make_examples(training_set: TrainingSet, columns: Sequence[int], *, declared: bool = True) -> Examples:
     """Examples over the configs at ``columns``; column 0, the vendor's, must lead.
 
     declared=False: as asked by a caller who promises nothing, the oracle too.
@@ -129,7 +108,7 @@ def make_examples(
         )
     latency_us = training_set.latency_us[:, list(columns)]
     oracle_us, baseline_us = training_set.oracle_us, training_set.baseline_us
-    cost = (rule or CostRule())(latency_us, oracle_us, baseline_us)
+    cost = choice_cost(latency_us, oracle_us)
     configs = tuple(training_set.configs[column] for column in columns)
     cost = np.where(inputs.legal, cost, cost[:, :1])
     return Examples(configs, inputs, latency_us, oracle_us, baseline_us, cost)

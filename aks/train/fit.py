@@ -1,4 +1,4 @@
-"""Everything that is learned, from training problems alone: portfolio, classifier, teacher, tree."""
+"""Everything that is learned, from training problems alone: latency model, portfolio, classifier, tree."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from aks.train.classifier import RegretClassifier, Tuned, fit_classifier, tune_classifier
+from aks.train.classifier import RegretClassifier, fit_classifier
 from aks.train.dataset import TrainingSet
-from aks.train.distill import DistilledTree, distil, tune_tree
-from aks.train.examples import CostRule, Examples, make_examples
+from aks.train.distill import DistilledTree, distil, join_rows
+from aks.train.examples import Examples, make_examples
 from aks.train.growth import Shape
 from aks.train.latency import fit_latency_model
 from aks.train.leaves import LeafRule
 from aks.train.portfolio import Portfolio, select_portfolio
-from aks.train.splits import SAMPLE, family_folds
-from aks.train.teacher import Teacher, imagine
+from aks.train.splits import SAMPLE
+from aks.train.teacher import imagine
 
 
 @dataclass(frozen=True)
 class Options:
-    """What training can be told.
+    """What training can be told. Defaults were chosen by cross-validation over training families.
 
-    num_imagined: problems that the teacher labels for the tree. max_rounds: of boosting, for the classifier.
+    num_imagined: problems that the latency model prices, between the measured ones. measured_weight: of
+    a measured problem against an imagined one. num_rounds: of boosting, for the classifier.
     """
 
     seed: int = 0
-    max_portfolio: int = 40
-    num_folds: int = 4
-    num_imagined: int = 5000
-    max_rounds: int = 100
+    max_portfolio: int = 64
+    num_imagined: int = 20000
+    measured_weight: float = 5.0
+    num_rounds: int = 60
     shape: Shape = field(default_factory=Shape)
-    cost: CostRule = field(default_factory=CostRule)
     leaf: LeafRule = field(default_factory=LeafRule)
 
 
@@ -44,47 +44,31 @@ class Fitted:
     portfolio: Portfolio
     examples: Examples
     classifier: RegretClassifier
-    tuned: Tuned
     tree: DistilledTree
 
 
 def fit(training_set: TrainingSet, options: Options, say: Callable[[str], None] = lambda _: None) -> Fitted:
-    """Choose the portfolio, tune and fit the classifier, and distil it; deterministic for ``options``.
-
-    Hyper-parameters are chosen by cross-validation over the families of ``training_set``.
-
-    Raises
-    ------
-    DataError
-        If there are too few weight shapes to validate on.
-    """
+    """Model latencies, choose the portfolio, fit the classifier and distil; deterministic for ``options``."""
     seed = options.seed
-    say(f"choosing a portfolio for {len(training_set)} problems")
-    portfolio = select_portfolio(training_set, options.max_portfolio)
-    examples = make_examples(training_set, portfolio.columns, options.cost)
-    folds = family_folds(training_set, options.num_folds, seed)
-    say(f"tuning the classifier over {len(portfolio.columns)} configs and {len(folds)} folds of families")
-    tuned = tune_classifier(examples, folds, seed, rounds=options.max_rounds)
-    classifier = fit_classifier(examples, tuned.settings, tuned.num_rounds, seed)
-    say(f"modelling latencies of {len(training_set.configs)} configs, and distilling")
-    fold_teachers = [
-        Teacher(model, fit_latency_model(training_set.subset(train), seed), examples.configs, options.cost)
-        for model, (train, _) in zip(tuned.fold_models, folds, strict=True)
-    ]
-    teacher = Teacher(classifier, fit_latency_model(training_set, seed), examples.configs, options.cost)
-    imagined = imagine(training_set, examples.configs, options.num_imagined, seed)
-    settings = tune_tree(examples, folds, fold_teachers, imagined, options.shape)
+    say(f"modelling latencies of {len(training_set.configs)} configs on {len(training_set)} problems")
+    model = fit_latency_model(training_set, seed)
+    imagined = imagine(training_set, model, options.num_imagined, seed)
+    say(f"choosing at most {options.max_portfolio} of them")
+    weight = len(imagined) / (options.measured_weight * len(training_set))
+    portfolio = select_portfolio(training_set, options.max_portfolio, imagined=imagined, imagined_weight=weight)
+    columns = np.array(portfolio.columns, dtype=np.intp)
+    examples = make_examples(training_set, portfolio.columns)
+    rows = join_rows(make_examples(training_set, range(len(training_set.configs))), imagined, options.measured_weight)
+    declared = np.concatenate([training_set.legal, imagined.inputs.legal])[:, columns]
+    undeclared = np.concatenate([training_set.legal_undeclared, imagined.legal_undeclared])[:, columns]
+    say(f"fitting the classifier over {len(columns)} configs")
+    classifier = fit_classifier(rows.over(columns), declared, options.num_rounds, seed)
+    say("distilling")
     tree = distil(
-        examples,
-        training_set.legal_undeclared[:, list(portfolio.columns)],
-        family_groups(training_set),
-        imagined,
-        teacher,
-        settings,
-        options.shape,
-        options.leaf,
-    )
-    return Fitted(portfolio, examples, classifier, tuned, tree)
+        rows, columns, np.stack([declared, undeclared]), examples, family_groups(training_set), options.shape,
+        options.leaf, seed,
+    )  # fmt: skip
+    return Fitted(portfolio, examples, classifier, tree)
 
 
 def family_groups(training_set: TrainingSet) -> NDArray[np.intp]:

@@ -22,7 +22,7 @@ _ROUNDS = 100
 
 def fit_static(examples: Examples, seed: int = 0) -> Chooser:
     """The one config that is best on average; where it is illegal, the vendor's."""
-    best = int(examples.log_slowdown_or_vendor.mean(axis=0).argmin())
+    best = int(examples.cost.mean(axis=0).argmin())
     return lambda inputs: np.where(inputs.legal[:, best], best, 0)
 
 
@@ -33,14 +33,14 @@ def fit_table(examples: Examples, seed: int = 0) -> Chooser:
     """
     keys, entry = np.unique(_power_key(examples.inputs), axis=0, return_inverse=True)
     cost = np.zeros((len(keys), examples.cost.shape[1]))
-    np.add.at(cost, entry.ravel(), examples.log_slowdown_or_vendor)
+    np.add.at(cost, entry.ravel(), examples.cost)
     return lambda inputs: _cheapest_legal(cost[_nearest(keys, _power_key(inputs))], inputs)
 
 
 def fit_nearest(examples: Examples, seed: int = 0) -> Chooser:
     """The winner on the nearest training problem, by distance between the axes' logarithms."""
     known = np.log2(examples.inputs.axes)
-    cost = examples.log_slowdown_or_vendor
+    cost = examples.cost
     return lambda inputs: _cheapest_legal(cost[_nearest(known, np.log2(inputs.axes))], inputs)
 
 
@@ -105,7 +105,7 @@ LADDER: tuple[Rung, ...] = (
 
 
 def _labels(examples: Examples) -> NDArray[np.intp]:
-    return _cheapest_legal(examples.log_slowdown_or_vendor, examples.inputs)
+    return _cheapest_legal(examples.cost, examples.inputs)
 
 
 def _cheapest_legal(cost: NDArray, inputs: Inputs) -> NDArray[np.intp]:

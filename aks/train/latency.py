@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,41 +18,47 @@ from aks.train.dataset import TrainingSet
 Columns = Mapping[str, NDArray[np.int64]]
 """Variables of P problems and their devices, by name: arrays [P]."""
 
-_ROUNDS = 200
+_NUM_BOOSTERS, _ROUNDS = 2, 400
 _PARAMETERS = {
     "objective": "reg:squarederror",
     "tree_method": "hist",
-    "max_bin": 128,
-    "eta": 0.15,
+    "max_bin": 256,
+    "eta": 0.1,
     "max_depth": 7,
     "min_child_weight": 3,
     "subsample": 0.8,
     "colsample_bynode": 0.6,
     "nthread": 1,  # threads that wait for one another spin where others work too
 }
-_HOPELESS = 6.0
+_HOPELESS = 8.0
 """A row weighs 1 / (1 + this * (slowdown - 1)): telling the good ones apart matters, the bad ones need not be exact."""
-_LEAST_WEIGHT = 0.1
+_LEAST_WEIGHT = 0.05
 
 
 @dataclass(frozen=True)
 class LatencyModel:
     """Regression of log(latency / roofline) over pairs of a problem and a config.
 
-    It learns from every measured config of the space, not from the portfolio alone, and sees what a
+    It learns from every measured config of the space, not from a portfolio alone, and sees what a
     config makes of a problem (``op.config_features``: programs, waves, steps), so that one problem
     teaches it dozens of rows and a new problem is described in the terms that decide its latency.
+    Predictions are means over boosters that differ in their seed.
     """
 
     op: Op
-    booster: xgb.Booster
+    boosters: tuple[xgb.Booster, ...]
 
-    def latency_us(self, features: NDArray, columns: Columns, configs: Sequence[Config]) -> NDArray[np.float64]:
-        """[P, K] microseconds; legality is the caller's business."""
-        predicted = np.empty((len(features), len(configs)))
+    def latency_us(
+        self, features: NDArray, columns: Columns, configs: Sequence[Config], usable: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        """[P, K] microseconds; ``inf`` where ``usable`` [P, K] is False."""
+        predicted = np.full(usable.shape, np.inf)
         for index, config in enumerate(configs):
-            rows = _rows(self.op, features, columns, config)
-            predicted[:, index] = self.booster.predict(xgb.DMatrix(rows))
+            asked = np.flatnonzero(usable[:, index])
+            if len(asked):
+                here = {name: values[asked] for name, values in columns.items()}
+                matrix = xgb.DMatrix(_rows(self.op, features[asked], here, config))
+                predicted[asked, index] = np.mean([booster.predict(matrix) for booster in self.boosters], axis=0)
         return np.exp(predicted) * roofline_us(self.op, columns)[:, None]
 
 
@@ -71,7 +78,10 @@ def fit_latency_model(training_set: TrainingSet, seed: int = 0) -> LatencyModel:
         parts.append((rows, np.log(latency_us / roofline[timed]), 1 / (1 + _HOPELESS * excess)))
     rows, target, weight = (np.concatenate(part) for part in zip(*parts, strict=True))
     matrix = xgb.QuantileDMatrix(rows, target, weight=np.maximum(weight, _LEAST_WEIGHT), max_bin=_PARAMETERS["max_bin"])
-    return LatencyModel(op, xgb.train({**_PARAMETERS, "seed": seed}, matrix, _ROUNDS))
+    seeds = range(_NUM_BOOSTERS * seed, _NUM_BOOSTERS * (seed + 1))
+    with ThreadPoolExecutor(_NUM_BOOSTERS) as pool:  # XGBoost lets go of the interpreter
+        boosters = pool.map(lambda one: xgb.train({**_PARAMETERS, "seed": one}, matrix, _ROUNDS), seeds)
+        return LatencyModel(op, tuple(boosters))
 
 
 def roofline_us(op: Op, columns: Columns) -> NDArray[np.float64]:
@@ -84,6 +94,8 @@ def roofline_us(op: Op, columns: Columns) -> NDArray[np.float64]:
 
 
 def _rows(op: Op, features: NDArray, columns: Columns, config: Config) -> NDArray[np.float32]:
+    """What is known of the problem, what ``config`` makes of it, and which config it is."""
     constants = {name: np.int64(value) for name, value in config.variables().items()}
     own = evaluate_columns(op.config_features, {**columns, **constants})
-    return np.concatenate([features, own], axis=1).astype(np.float32)
+    which = np.full((len(features), 1), op.space.configs.index(config))
+    return np.concatenate([features, own, which], axis=1).astype(np.float32)

@@ -20,15 +20,15 @@ _DIGITS = 4
 class LeafRule:
     """When a config may displace the vendor's.
 
-    noise: it must be faster by more than this (in nats, so 0.01 is 1 %), by an estimate from families that it was not
-    chosen on. max_harmed: and be more than 2 % slower than the vendor's on at most this share of
-    the leaf's problems, by the same estimate. unproven: what it must gain in a leaf that no measured
-    problem reaches, by the teacher's estimate.
+    noise: it must be expected to be faster by more than this (in nats, so 0.01 is 1 %), over the leaf's measured
+    and imagined problems. max_harmed: and, where the leaf has min_count measured problems, be more than
+    2 % slower than the vendor's on at most this share of them, each family scored with the class that
+    the leaf would name without it.
     """
 
     noise: float = 0.01
-    max_harmed: float = 0.2
-    unproven: float = 0.03
+    max_harmed: float = 0.34
+    min_count: int = 3
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,10 @@ def fill_leaf(
     measured = members[rows.measured[members]]
     slowdown = _mean_slowdown(examples, measured)
     order = [int(c) for c in np.argsort(totals, kind="stable") if totals[c] < totals[0]]
-    if len(measured):
-        safe = _is_safe(totals, examples, measured, groups, rule)
-    else:
-        safe = totals[0] - totals.min() > rule.unproven * rows.weight[members].sum()
+    expected_gain = (totals[0] - totals.min()) / max(rows.weight[members].sum(), 1e-9)
+    safe = expected_gain > rule.noise and (
+        len(measured) < rule.min_count or _harmed(totals, rows, examples, measured, groups) <= rule.max_harmed
+    )
     abstain = bool(order) and not safe
     ranking = (*(() if abstain else _needed(order, demands)), 0)
     expected = tuple(round(float(slowdown[c]), _DIGITS) if np.isfinite(slowdown[c]) else None for c in ranking)
@@ -81,28 +81,24 @@ def _mean_slowdown(examples: Examples, measured: NDArray[np.intp]) -> NDArray[np
     return np.where(count > 0, np.where(ran, slowdown, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
 
 
-def _is_safe(
+def _harmed(
     totals: NDArray[np.float64],
+    rows: Rows,
     examples: Examples,
     measured: NDArray[np.intp],
     groups: NDArray[np.intp],
-    rule: LeafRule,
-) -> bool:
-    """Whether choosing pays on families that the choice was not made on.
-
-    Each family's problems are scored with the class that the leaf would name without them.
-    """
+) -> float:
+    """Share of the measured problems that a choice made without their family would slow down."""
     usable = np.where(np.isfinite(examples.latency_us[measured]), examples.latency_us[measured], np.inf)
     speedup = examples.baseline_us[measured, None] / usable
     speedup[~examples.inputs.legal[measured]] = 1.0  # the vendor's runs instead
-    scored = np.ones(len(measured))
+    harmed = np.zeros(len(measured), dtype=bool)
     for group in np.unique(groups[measured]):
         inside = groups[measured] == group
-        favourite = (totals - examples.cost[measured[inside]].sum(axis=0)).argmin()
-        scored[inside] = speedup[inside, favourite]
-    harmed = (scored < 1 / (1 + SLOWER_MARGIN)).mean()
-    gain = np.log(np.maximum(scored, 1e-3)).mean()
-    return bool(gain > rule.noise and harmed <= rule.max_harmed)
+        own = rows.cost[measured[inside]] * rows.weight[measured[inside], None]
+        favourite = (totals - own.sum(axis=0)).argmin()
+        harmed[inside] = speedup[inside, favourite] < 1 / (1 + SLOWER_MARGIN)
+    return float(harmed.mean())
 
 
 def _needed(order: list[int], demands: NDArray[np.bool_]) -> tuple[int, ...]:

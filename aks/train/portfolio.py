@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aks.train.dataset import TrainingSet
-from aks.train.examples import COST_CAP, CostRule
+from aks.train.examples import COST_CAP, choice_cost
+from aks.train.teacher import Imagined
 
 _MIN_GAIN = 1e-5
 _MAX_SWAP_ROUNDS = 10
@@ -26,17 +27,26 @@ class Portfolio:
 
 
 def select_portfolio(
-    training_set: TrainingSet, max_size: int = 16, *, tail: float = 2.0, undeclared_weight: float = 0.25
+    training_set: TrainingSet,
+    max_size: int = 64,
+    *,
+    undeclared_weight: float = 0.25,
+    imagined: Imagined | None = None,
+    imagined_weight: float = 1.0,
 ) -> Portfolio:
     """Choose up to ``max_size`` configs whose best is near the oracle on every problem.
 
-    Minimises the mean of s + tail * s**2, s the log slowdown of the best chosen config: a cover in
-    the sense of facility location, so greedy choice is within 1 - 1/e of the best gain (Nemhauser,
-    Wolsey and Fisher 1978); swaps then improve it. The same mean over the configs that are legal
-    for a caller who declares nothing counts ``undeclared_weight``: such callers need good
-    successors. Illegal, failed and untried configs cover nothing; untrusted ones are never chosen.
+    Minimises the mean cost of the best chosen config: a cover in the sense of facility location, so
+    greedy choice is within 1 - 1/e of the best gain (Nemhauser, Wolsey and Fisher 1978); swaps then
+    improve it. Imagined problems, ``imagined_weight`` as heavy in all as the measured ones, speak for
+    configs that would be wanted between them. The same mean over the configs that are legal for a
+    caller who declares nothing counts ``undeclared_weight``: such callers need good successors.
+    Illegal, failed and untried configs cover nothing; untrusted ones are never chosen.
     """
-    loss = _stack_losses(training_set, tail, undeclared_weight)
+    loss = _stack_losses(training_set, undeclared_weight)
+    if imagined is not None:
+        wanted = np.where(imagined.inputs.legal & training_set.trusted, imagined.cost, COST_CAP)
+        loss = np.concatenate([loss, wanted * (imagined_weight / len(imagined))])
     candidates = np.flatnonzero(training_set.trusted & np.isfinite(training_set.latency_us).any(axis=0))
     candidates = candidates[candidates != 0]
     chosen = _greedy(loss, candidates, max_size)
@@ -45,16 +55,12 @@ def select_portfolio(
     return Portfolio(tuple(chosen), tuple(_curve(training_set, chosen)))
 
 
-def _stack_losses(training_set: TrainingSet, tail: float, undeclared_weight: float) -> NDArray[np.float64]:
+def _stack_losses(training_set: TrainingSet, undeclared_weight: float) -> NDArray[np.float64]:
     """[2P, C] weighted losses: problems as measured, then as asked without declarations."""
-    rule = CostRule(tail=tail, harm=0.0)
-    worst = COST_CAP + tail * COST_CAP**2
     parts = []
     for legal, weight in ((training_set.legal, 1.0), (training_set.legal_undeclared, undeclared_weight)):
         usable = np.where(legal & training_set.trusted, training_set.latency_us, np.inf)
-        oracle_us = np.fmin.reduce(usable, axis=1)
-        loss = rule(usable, oracle_us, training_set.baseline_us)
-        parts.append(weight * np.where(legal, loss, worst))
+        parts.append(weight * choice_cost(usable, np.fmin.reduce(usable, axis=1)))
     return np.concatenate(parts) / len(training_set)
 
 

@@ -1,4 +1,4 @@
-"""The tree's teacher: expected costs by XGBoost, on measured problems and on imagined ones between them."""
+"""The tree's teacher: expected costs by XGBoost on imagined problems, between the measured ones."""
 
 from __future__ import annotations
 
@@ -8,63 +8,35 @@ from math import gcd
 import numpy as np
 from numpy.typing import NDArray
 
-from aks.core.config import Config
 from aks.core.features import evaluate_columns
 from aks.core.problem import Problem
-from aks.train.classifier import RegretClassifier
 from aks.train.dataset import TrainingSet, legality, undeclared, variable_columns
-from aks.train.examples import CostRule, Inputs
+from aks.train.examples import Inputs, choice_cost
 from aks.train.latency import LatencyModel
 
-_CONFIDENCE = 0.03
-"""What the classifier's full confidence is worth against the regression, in nats of slowdown."""
 _FIRST_AXIS_SPREAD, _OTHER_AXES_SPREAD = 0.5, 0.3
 _SAME_WEIGHTS = 0.3
 _GRANULE = 64
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """Expected cost of every class: from modelled latencies, leaning to what the classifier would choose.
-
-    Two views of the same data: the latency model knows what each config costs anywhere, the
-    classifier where exactly choices change.
-    """
-
-    classifier: RegretClassifier
-    model: LatencyModel
-    configs: tuple[Config, ...]
-    rule: CostRule
-
-    def cost(self, inputs: Inputs) -> NDArray[np.float64]:
-        """[P, K]; an illegal class costs what the vendor's does."""
-        latency_us = self.model.latency_us(inputs.features, inputs.columns, self.configs)
-        latency_us = np.where(inputs.legal, latency_us, np.inf)
-        cost = self.rule(latency_us, latency_us.min(axis=1), latency_us[:, 0])
-        cost = cost + _CONFIDENCE * (1.0 - self.classifier.probabilities(inputs))
-        return np.where(inputs.legal, cost, cost[:, :1])
-
-
-@dataclass(frozen=True)
 class Imagined:
-    """S problems that nobody measured, each drawn around a measured one.
+    """S problems that nobody measured, over all C configs of a training set.
 
-    source [S]: row of the training set that it was drawn around (so that folds can leave out what
-    was drawn around held-out rows). legal_undeclared [S, K]: for a caller who promises nothing.
+    inputs.legal, legal_undeclared [S, C]: as in ``TrainingSet``. cost [S, C]: by the latency model;
+    an illegal config costs what the vendor's does.
     """
 
-    source: NDArray[np.intp]
     inputs: Inputs
     legal_undeclared: NDArray[np.bool_]
+    cost: NDArray[np.float64]
 
-    def drawn_around(self, rows: NDArray[np.intp]) -> Imagined:
-        """Those whose source is in ``rows``."""
-        index = np.flatnonzero(np.isin(self.source, rows))
-        return Imagined(self.source[index], self.inputs.rows(index), self.legal_undeclared[index])
+    def __len__(self) -> int:
+        return len(self.inputs)
 
 
-def imagine(training_set: TrainingSet, configs: tuple[Config, ...], count: int, seed: int = 0) -> Imagined:
-    """Draw ``count`` problems around those of ``training_set``, inside its range of every axis.
+def imagine(training_set: TrainingSet, model: LatencyModel, count: int, seed: int = 0) -> Imagined:
+    """Draw ``count`` problems around those of ``training_set``, inside its range of every axis, and price them.
 
     Some keep the source's weights and get another m; the others get weights near them too, as a
     family that is not in the data might have, with the source's divisibility, which kernels care about.
@@ -86,8 +58,17 @@ def imagine(training_set: TrainingSet, configs: tuple[Config, ...], count: int, 
         for row, values in zip(source, drawn.tolist(), strict=True)
     ]
     devices = [training_set.devices[row] for row in source]
-    op = training_set.op
+    op, configs = training_set.op, training_set.configs
     columns = variable_columns(problems, devices)
-    features = evaluate_columns(op.features, columns)
-    inputs = Inputs(drawn, features, legality(op, configs, problems, devices), columns)
-    return Imagined(source, inputs, legality(op, configs, [undeclared(entry) for entry in problems], devices))
+    legal = legality(op, configs, problems, devices)
+    inputs = Inputs(drawn, evaluate_columns(op.features, columns), legal, columns)
+    plain = legality(op, configs, [undeclared(problem) for problem in problems], devices)
+    return Imagined(inputs, plain, expected_cost(model, training_set, inputs))
+
+
+def expected_cost(model: LatencyModel, training_set: TrainingSet, inputs: Inputs) -> NDArray[np.float64]:
+    """[P, C]: cost of each config of ``training_set`` by modelled latencies; the vendor's where illegal."""
+    usable = inputs.legal & training_set.trusted
+    latency_us = model.latency_us(inputs.features, inputs.columns, training_set.configs, usable)
+    cost = choice_cost(latency_us, latency_us.min(axis=1))
+    return np.where(inputs.legal, cost, cost[:, :1])

@@ -142,7 +142,7 @@ def describe(result: TrainResult) -> str:
 
 
 def _params(result: TrainResult, options: Options) -> dict[str, Any]:
-    fitted, selector = result.fitted, result.selector
+    selector = result.selector
     groups = {name: value for name, value in asdict(options).items() if isinstance(value, dict)}
     plain = {name: value for name, value in asdict(options).items() if name not in groups}
     return {
@@ -152,21 +152,16 @@ def _params(result: TrainResult, options: Options) -> dict[str, Any]:
         "held_out": ", ".join(selector["dataset"]["held_out_families"]),
         **plain,
         **{f"{group}.{name}": value for group, row in groups.items() for name, value in row.items()},
-        **{f"classifier.{name}": value for name, value in fitted.tuned.settings.items()},
-        "classifier.num_rounds": fitted.tuned.num_rounds,
-        **{f"tree.{name}": value for name, value in asdict(fitted.tree.settings).items()},
     }
 
 
 def _log_metrics(result: TrainResult) -> None:
-    """One group a chooser (the interface folds at ``/``), and two curves."""
+    """One group a chooser (the interface folds at ``/``), and the curve of the portfolio."""
     fitted = result.fitted
     rows = {**result.scores, "tree": {**result.scores.get("tree", {}), **result.metrics}}
     mlflow.log_metrics({f"{name}/{key}": float(value) for name, row in rows.items() for key, value in row.items()})
     for size, regret in enumerate(fitted.portfolio.curve, start=1):
         mlflow.log_metric("portfolio/training_regret", regret, step=size)
-    for step, regret in enumerate(fitted.tuned.curve, start=1):
-        mlflow.log_metric("classifier/validation_regret", regret, step=step)
 
 
 def _log_datasets(result: TrainResult) -> None:
