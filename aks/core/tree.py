@@ -22,6 +22,9 @@ VENDOR = 0
 MAX_DEPTH = 64
 """Deeper trees are refused: the targets want 10 levels, and generated code nests."""
 
+MAX_SLOWDOWN = 1_000_000
+"""A leaf that expects more is refused: no measurement gives that."""
+
 
 @dataclass(frozen=True, slots=True)
 class Split:
@@ -37,8 +40,8 @@ class Split:
 class Leaf:
     """Configs by index, best first, the vendor last: the first legal one runs.
 
-    expected_slowdown has one entry a config (latency over the oracle's, in training; None where it
-    was not measured); count is the number of training problems that ended here. An abstaining leaf
+    expected_slowdown has one entry a config (latency over the oracle's, in training, 1 at least; None
+    where it was not measured); count is the number of training problems that ended here. An abstaining leaf
     ranks the vendor alone.
     """
 
@@ -49,6 +52,11 @@ class Leaf:
 
 
 Node = Split | Leaf
+
+
+def round_slowdown(value: float | None) -> float | None:
+    """An expected slowdown in thousandths, far below what can be measured; 1 for less, which is noise."""
+    return None if value is None else max(1.0, round(value, 3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,3 +247,5 @@ def _check_node(node: Node, num_features: int, num_configs: int) -> None:
         raise ArtifactError(f"leaf ranks {ranking} of {num_configs} configs (abstain={node.abstain})")
     if len(node.expected_slowdown) != len(ranking) or node.count < 0:
         raise ArtifactError(f"leaf ranks {ranking} but expects {node.expected_slowdown} (count {node.count})")
+    if not all(value is None or 1 <= value <= MAX_SLOWDOWN for value in node.expected_slowdown):
+        raise ArtifactError(f"leaf expects slowdowns {node.expected_slowdown}; wanted 1 to {MAX_SLOWDOWN}, or None")

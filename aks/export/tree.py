@@ -13,7 +13,7 @@ from aks.core.bounds import INT64_MAX, Box, interval, narrow
 from aks.core.device import DeviceSpec, device_slug
 from aks.core.errors import ArtifactError, FormulaError
 from aks.core.features import Feature
-from aks.core.tree import MAX_DEPTH, VENDOR, Leaf, Node, Parameter, Split, Tree
+from aks.core.tree import MAX_DEPTH, VENDOR, Leaf, Node, Parameter, Split, Tree, round_slowdown
 from aks.export.selector import check_selector, read_features, read_portfolio
 from aks.ops.op import Op
 
@@ -52,7 +52,8 @@ def lower(selector: dict[str, Any], op: Op, device: DeviceSpec) -> Tree:
 
     Splits that the support, the device or an earlier split decides go away, as do subtrees whose
     leaves rank alike and features that no split reads. Configs that the device can never run are
-    dropped from every ranking but keep their index, which is the selector's class.
+    dropped from every ranking but keep their index, which is the selector's class. Slowdowns are
+    rounded to what ``tree.json`` keeps, and features lose their ``doc``, which the op has.
 
     Raises
     ------
@@ -61,10 +62,7 @@ def lower(selector: dict[str, Any], op: Op, device: DeviceSpec) -> Tree:
     """
     check_selector(selector, op)
     facts = device.variables()
-    features = tuple(
-        dataclasses.replace(feature, formula=formula.fold(feature.formula, facts))
-        for feature in read_features(selector)
-    )
+    features = tuple(Feature(feature.name, formula.fold(feature.formula, facts)) for feature in read_features(selector))
     portfolio = read_portfolio(selector, op)
     frame = Tree(
         op=op.name,
@@ -84,7 +82,7 @@ def lower(selector: dict[str, Any], op: Op, device: DeviceSpec) -> Tree:
         root = _lower_node(selector["tree"], 0, _Context(features, frame.legality), frame.box, 0)
     except FormulaError as error:
         raise ArtifactError(f"{error}; over the support {frame.support}") from error
-    used, root = _keep_used(features, root)
+    used, root = _finish(features, root)
     return dataclasses.replace(frame, features=used, root=root)
 
 
@@ -157,12 +155,13 @@ def _merge(left: Leaf, right: Leaf) -> Leaf:
     return Leaf(left.ranking, slowdowns, left.count + right.count, left.abstain)
 
 
-def _keep_used(features: tuple[Feature, ...], root: Node) -> tuple[tuple[Feature, ...], Node]:
+def _finish(features: tuple[Feature, ...], root: Node) -> tuple[tuple[Feature, ...], Node]:
+    """The features that some split reads, in order of first use, and the tree over them with slowdowns rounded."""
     used: list[int] = []
 
     def renumber(node: Node) -> Node:
         if isinstance(node, Leaf):
-            return node
+            return dataclasses.replace(node, expected_slowdown=tuple(map(round_slowdown, node.expected_slowdown)))
         if node.feature not in used:
             used.append(node.feature)
         return Split(used.index(node.feature), node.threshold, renumber(node.left), renumber(node.right))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from aks.core import formula
 from aks.core.config import Config
+from aks.core.device import DeviceSpec
 from aks.core.problem import Problem
 from aks.core.tree import Parameter, Step, Tree
 from aks.runtime.predictor import Predictor
@@ -80,12 +82,21 @@ def explain(predictor: Predictor, op: Op, problem: Problem) -> Explanation:
         problem=problem,
         device=tree.device,
         chosen=configs[tree.choose(row)],
-        path=path,
+        path=tuple(_with_docs(path, op, device)),
         count=leaf.count,
         abstain=leaf.abstain,
         candidates=candidates,
         outside=tuple(_why_outside(tree, row)),
     )
+
+
+def _with_docs(path: tuple[Step, ...], op: Op, device: DeviceSpec) -> Iterator[Step]:
+    """The steps with what the op says of their features; a feature that it now computes otherwise gets none."""
+    facts = device.variables()
+    docs = {(feature.name, formula.fold(feature.formula, facts)): feature.doc for feature in op.features}
+    for step in path:
+        doc = docs.get((step.feature.name, step.feature.formula), "")
+        yield replace(step, feature=replace(step.feature, doc=doc))
 
 
 def _why_outside(tree: Tree, row: dict) -> Iterator[str]:

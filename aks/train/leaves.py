@@ -13,7 +13,7 @@ from aks.train.growth import Rows
 
 _RUNNERS_UP = 2
 """Configs that a leaf names beside those that some caller may need; for people who ask why."""
-_DIGITS = 4
+_DIGITS = 3
 
 
 @dataclass(frozen=True)

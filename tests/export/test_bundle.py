@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from aks.core import artifact, tree_json
+from aks.core import artifact, clauses, tree_json
 from aks.core.device import find_device
 from aks.core.errors import ArtifactError, DataError
 from aks.export import bundle
@@ -157,11 +157,18 @@ def reseal(folder: Path, document: dict[str, Any]) -> None:
     (folder / "manifest.json").write_bytes(artifact.dump(artifact.seal(manifest)))
 
 
+def change(name: str, how: Callable[[Any], Any]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Of a part that is a mapping, one entry changed."""
+    return lambda old: old | {name: how(old[name])}
+
+
 @pytest.mark.parametrize(
     ("part", "value", "reason"),
     [
         ("format", "aks-selector", "format"),
         ("version", 99, "version"),
+        ("version", 1, "version"),
+        ("op", 5, "text is wanted"),
         ("op", "conv", "different exports"),
         ("op", "../gemm", "identifier"),
         ("device", "h100", "different exports"),
@@ -174,20 +181,60 @@ def reseal(folder: Path, document: dict[str, Any]) -> None:
         ("threshold", lambda old: [1.5, *old[1:]], "integer"),
         ("feature", ["0"], "integer"),
         ("feature", [0] * 5000, "deeper|cannot be read"),
+        ("feature", "0", "list is wanted"),
         ("threshold", [], "cannot be read"),
         ("threshold", [-5] * 500, "thresholds|nothing leads to"),
         ("leaves", {}, "cannot be read"),
-        ("legality", [], "legality"),
-        ("legality", ["__import__('os').system('true')"] * 10, "uses"),
-        ("legality", ["m.__class__"] * 10, "uses"),
-        ("legality", ["__name__ == 1"] * 10, "unknown variable"),
-        ("legality", ["m + " * 1000 + "m"] * 10, "at most"),
+        ("leaves", change("ranking", lambda old: old[:-1]), "end the ranking"),
+        ("leaves", change("ranking", lambda old: [*old, 0]), "end the ranking"),
+        ("leaves", change("ranking", lambda old: [-1, *old[1:]]), "ranks|end the ranking"),
+        ("leaves", change("ranking", lambda old: [1000 if index else 0 for index in old]), "ranks"),
+        ("leaves", change("ranking", lambda old: [1 if index else 0 for index in old]), "distinct"),
+        ("leaves", change("ranking", lambda old: [float(index) for index in old]), "integer"),
+        ("leaves", change("ranking", lambda old: [bool(index) for index in old]), "integer"),
+        ("leaves", change("expected_slowdown", lambda old: old[:-1]), "slowdowns"),
+        ("leaves", change("expected_slowdown", lambda old: [*old, 5]), "slowdowns"),
+        ("leaves", change("expected_slowdown", lambda old: [-1, *old[1:]]), "thousandths"),
+        ("leaves", change("expected_slowdown", lambda old: [10**400, *old[1:]]), "thousandths"),
+        ("leaves", change("expected_slowdown", lambda old: [1.5, *old[1:]]), "integer"),
+        ("leaves", change("expected_slowdown", lambda old: {}), "list"),
+        ("leaves", change("count", lambda old: old[:-1]), "leaves"),
+        ("leaves", change("count", lambda old: [-1, *old[1:]]), "count -1"),
+        ("leaves", change("count", lambda old: ["1", *old[1:]]), "integer"),
+        ("leaves", change("abstain", lambda old: [-1]), "abstaining leaf"),
+        ("leaves", change("abstain", lambda old: [10**6]), "abstaining leaf"),
+        ("leaves", change("abstain", lambda old: [True]), "integer"),
+        ("leaves", change("abstain", lambda old: [1, 0]), "in order"),
+        ("leaves", change("abstain", lambda old: [0, 0]), "in order"),
+        ("legality", [], "formulas"),
+        ("legality", clauses.pack(["True"]), "legality"),
+        ("legality", clauses.pack(["__import__('os').system('true')"] * 10), "uses"),
+        ("legality", clauses.pack(["m.__class__"] * 10), "uses"),
+        ("legality", clauses.pack(["__name__ == 1"] * 10), "unknown variable"),
+        ("legality", clauses.pack(["m + " * 1000 + "m"] * 10), "at most"),
+        ("features", [["m", "m + " * 1000 + "m"]], "at most"),
+        ("features", [["m"]], "cannot be read"),
+        ("features", [["m", "m", ""]], "cannot be read"),
+        ("features", [[5, "m"]], "text is wanted"),
         ("parameters", [{"name": "m): import os #"}], "identifier"),
         ("parameters", [{"name": "_t0"}], "plain names"),
         ("parameters", [{"name": "lambda"}], "identifier"),
         ("support", {"m": [1, 2]}, "support covers"),
-        ("configs", [], "legality"),
-        ("configs", [["tiled"]], "cannot be read"),
+        ("configs", [], "cannot be read"),
+        ("configs", lambda old: old[:-1], "legality"),
+        ("configs", [["tiled"]], "integer is wanted"),
+        ("configs", lambda old: [old[0][:-1], *old[1:]], "cannot be read"),
+        ("configs", lambda old: [[-1, *old[0][1:]], *old[1:]], "kind -1"),
+        ("configs", lambda old: [["torch_mm", *old[0][1:]], *old[1:]], "integer"),
+        ("configs", lambda old: [[99, *old[0][1:]], *old[1:]], "kind 99"),
+        ("configs", lambda old: [*old[:-1], [-1]], "mask"),
+        ("configs", lambda old: [*old[:-1], [1 << 30]], "mask"),
+        ("configs", lambda old: [*old[:-1], []], "cannot be read"),
+        ("configs", lambda old: [*old[:-1], old[-1][:-1]], "cannot be read"),
+        ("configs", lambda old: [*old[:-1], [*old[-1], 0]], "cannot be read"),
+        ("configs", lambda old: [*old[:-1], [*old[-1][:-1], 1.5]], "wanted an integer"),
+        ("configs", lambda old: [*old[:-1], 7], "list is wanted"),
+        ("config_fields", lambda old: [old[0], *old[:-1]], "distinct"),
     ],
 )
 def test_a_malformed_tree_is_refused_even_with_matching_hashes(folder: Path, part: str, value: Any, reason: str):

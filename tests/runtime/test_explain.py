@@ -39,6 +39,17 @@ def test_explains_path_ranking_and_what_is_illegal(tmp_path: Path):
         assert part in text
 
 
+def test_says_what_a_feature_is_unless_the_op_now_computes_another(tmp_path: Path):
+    made = selector([3, 0])
+    made["tree"]["feature"][0] = [row["name"] for row in made["features"]].index("weight_l2_percent")
+    predictor = load(tmp_path, made)
+    assert predictor.tree.features[0].doc == ""
+    problem = GEMM.problem_type.from_row(PROBLEM)
+    assert "(weight bytes as a share of L2)" in str(explain(predictor, GEMM, problem))
+    features = tuple(dataclasses.replace(feature, formula="m + 1") for feature in GEMM.features)
+    assert "weight bytes" not in str(explain(predictor, dataclasses.replace(GEMM, features=features), problem))
+
+
 def test_explains_what_lies_outside(tmp_path: Path):
     predictor = load(tmp_path, selector([3, 0]))
     e = explain(predictor, GEMM, GEMM.problem_type.from_row(PROBLEM | {"m": 9000, "dtype": "fp16"}))
