@@ -38,7 +38,7 @@ class Shape:
     """Limits of a tree. min_weight: the least summed weight of a node's rows."""
 
     max_depth: int = 10
-    max_leaves: int = 500
+    max_leaves: int = 480
     min_weight: float = 3.0
 
 
@@ -110,7 +110,7 @@ def grow(rows: Rows, shape: Shape, seed: int = 0) -> GrownTree:
 def _just_above(value: float) -> np.float32:
     """The smallest float32 above ``value``: x <= value and x < it are the same for every float32 x."""
     near = np.float32(value)
-    return near if near > value else np.nextafter(near, np.float32(np.inf))
+    return near if float(near) > value else np.nextafter(near, np.float32(np.inf))
 
 
 def _in_preorder(feature: NDArray, threshold: NDArray, left: NDArray, right: NDArray) -> GrownTree:

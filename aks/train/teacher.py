@@ -67,8 +67,12 @@ def imagine(training_set: TrainingSet, model: LatencyModel, count: int, seed: in
 
 
 def expected_cost(model: LatencyModel, training_set: TrainingSet, inputs: Inputs) -> NDArray[np.float64]:
-    """[P, C]: cost of each config of ``training_set`` by modelled latencies; the vendor's where illegal."""
-    usable = inputs.legal & training_set.trusted
+    """[P, C]: cost of each config of ``training_set`` by modelled latencies; the vendor's where illegal.
+
+    Of a config that was never timed the model knows nothing: it costs the most, as do untrusted ones.
+    """
+    known = training_set.trusted & np.isfinite(training_set.latency_us).any(axis=0)
+    usable = inputs.legal & known
     latency_us = model.latency_us(inputs.features, inputs.columns, training_set.configs, usable)
     cost = choice_cost(latency_us, latency_us.min(axis=1))
     return np.where(inputs.legal, cost, cost[:, :1])

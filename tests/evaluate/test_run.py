@@ -27,7 +27,7 @@ from tests.evaluate.tiny import OP
 from tests.synthetic import synthetic_records
 
 HELD_OUT = ("alpha", "beta")
-QUICK = Options(max_portfolio=4, num_folds=2, num_imagined=200)
+QUICK = Options(max_portfolio=4, num_imagined=200, num_rounds=20)
 
 
 def write(rows: Sequence[dict], path: Path) -> Path:

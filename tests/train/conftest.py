@@ -19,7 +19,7 @@ from aks.train.selector import TrainResult, train
 from tests.synthetic import synthetic_records
 
 HELD_OUT = ("beta",)
-OPTIONS = Options(max_portfolio=6, num_folds=2, num_imagined=300, max_rounds=12, shape=Shape(max_leaves=20))
+OPTIONS = Options(max_portfolio=6, num_imagined=300, num_rounds=12, shape=Shape(max_leaves=20))
 
 
 def write_parquet(frame: pd.DataFrame, path: Path, op: Op, **changed: str) -> Path:

@@ -3,12 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aks.train.classifier import fit_classifier, regret_objective, softmax, tune_classifier
-from aks.train.examples import make_examples
-from aks.train.splits import family_folds
-from tests.train.conftest import OPTIONS
+from aks.train.classifier import RegretClassifier, fit_classifier, regret_objective, softmax
+from aks.train.examples import Examples, Inputs, make_examples
+from aks.train.growth import Rows
 
-SETTINGS = {"max_depth": 3}
+
+def fitted(examples: Examples, num_rounds: int, seed: int = 0, **parameters: float) -> RegretClassifier:
+    features = examples.inputs.features.astype(np.float32)
+    count = len(examples)
+    rows = Rows(features, examples.cost, np.ones(count), np.ones(count, dtype=bool))
+    return fit_classifier(rows, examples.inputs.legal, num_rounds, seed, **parameters)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,7 @@ def test_softmax_gives_nothing_to_the_illegal_and_survives_large_margins():
 
 
 def test_learns_to_beat_the_vendor_on_its_own_data(examples):
-    model = fit_classifier(examples, SETTINGS, 30)
+    model = fitted(examples, 30, max_depth=3)
     choice = model(examples.inputs)
     assert examples.inputs.legal[np.arange(len(choice)), choice].all()
     vendor = examples.regret(np.zeros(len(examples), dtype=np.intp)).mean()
@@ -54,22 +58,21 @@ def test_learns_to_beat_the_vendor_on_its_own_data(examples):
 
 
 def test_the_same_seed_gives_the_same_model(examples):
-    settings = {"max_depth": 3, "colsample_bynode": 0.5}
-    first, again, other = (fit_classifier(examples, settings, 5, seed) for seed in (1, 1, 2))
+    first, again, other = (fitted(examples, 5, seed, max_depth=3, colsample_bynode=0.5) for seed in (1, 1, 2))
     assert first.booster.save_raw() == again.booster.save_raw() != other.booster.save_raw()
-
-
-def test_stops_where_the_held_out_families_regret_least(training_set, examples):
-    folds = family_folds(training_set, 2)
-    tuned = tune_classifier(examples, folds, grid=[{"max_depth": 2}], rounds=OPTIONS.max_rounds)
-    assert len(tuned.curve) == OPTIONS.max_rounds
-    assert tuned.num_rounds == int(np.argmin(tuned.curve)) + 1
-    for (train, test), model in zip(folds, tuned.fold_models, strict=True):
-        again = fit_classifier(examples.rows(train), tuned.settings, tuned.num_rounds)
-        held_out = examples.inputs.rows(test)
-        assert np.array_equal(again(held_out), model(held_out))
 
 
 def test_a_portfolio_of_the_vendor_alone_can_be_fitted(training_set):
     only = make_examples(training_set, [0])
-    assert not fit_classifier(only, SETTINGS, 2)(only.inputs).any()
+    assert not fitted(only, 2)(only.inputs).any()
+
+
+def test_a_heavier_row_counts_for_more():
+    legal = np.ones((2, 2), dtype=bool)
+    cost = np.array([[0.0, 0.3], [0.2, 0.0]])
+    nothing = np.zeros((1, 1), dtype=np.int64)
+    choices = []
+    for weight in ([1.0, 1.0], [1.0, 5.0]):
+        rows = Rows(np.zeros((2, 1), dtype=np.float32), cost, np.array(weight), np.ones(2, dtype=bool))
+        choices.append(int(fit_classifier(rows, legal, 20)(Inputs(nothing, nothing, legal[:1], {}))[0]))
+    assert choices == [0, 1]

@@ -37,7 +37,7 @@ def test_learns_its_own_examples(sides, rung):
 def test_static_is_the_best_single_config(sides):
     train, _ = sides
     chosen = train.regret(fit_static(train)(train.inputs)).mean()
-    slowdown = train.log_slowdown_or_vendor.mean(axis=0)
+    slowdown = train.cost.mean(axis=0)
     used = fit_static(train)(train.inputs).max()
     assert slowdown[used] == slowdown.min()
     assert chosen <= train.regret(np.zeros(len(train), dtype=np.intp)).mean()

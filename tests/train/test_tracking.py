@@ -23,7 +23,7 @@ def test_the_run_has_parameters_metrics_and_curves(client_and_run, result):
     assert run.info.status == "FINISHED"
     assert run.info.run_name.startswith("gemm h200 cold, regret ")
     assert run.data.params["held_out"] == "beta" and run.data.params["shape.max_leaves"] == "20"
-    assert run.data.params["classifier.num_rounds"] == str(result.fitted.tuned.num_rounds)
+    assert run.data.params["num_rounds"] == str(OPTIONS.num_rounds)
     for chooser, row in result.scores.items():
         assert run.data.metrics[f"{chooser}/mean_regret"] == pytest.approx(row["mean_regret"])
     assert run.data.metrics["tree/json_bytes"] == result.metrics["json_bytes"]
