@@ -126,8 +126,8 @@ def _fold(node: ast.expr, constants: Mapping[str, int]) -> ast.expr:
 
 def _fold_bool(op: ast.boolop, values: list[ast.expr]) -> ast.expr:
     absorbing = isinstance(op, ast.Or)
-    kept = []
-    for value in values:
+    kept: list[ast.expr] = []
+    for value in {ast.unparse(value): value for value in values}.values():  # each once, in order
         if isinstance(value, ast.Constant):
             if bool(value.value) is absorbing:
                 return ast.Constant(absorbing)

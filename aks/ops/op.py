@@ -17,7 +17,8 @@ from aks.core.problem import Problem
 class Op:
     """One line of the registry.
 
-    ``features`` are over problem and device: what trees read. ``config_features`` are over the config
+    ``features`` are over problem and device: what models read. ``tree_features`` names those that a
+    tree may split on: each is evaluated anew at every call. ``config_features`` are over the config
     too: what it makes of the problem (programs, waves, steps), for models of its latency. ``flops``
     and ``bytes_moved`` are formulas over a problem: arithmetic operations, and the bytes that must
     cross DRAM once (inputs read, output written); ``weight_bytes`` those of the weights, which timing
@@ -29,6 +30,7 @@ class Op:
     config_type: type[Config]
     space: ConfigSpace
     features: tuple[Feature, ...]
+    tree_features: tuple[str, ...]
     config_features: tuple[Feature, ...]
     vendor: Config
     flops: str

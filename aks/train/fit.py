@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,15 +59,22 @@ def fit(training_set: TrainingSet, options: Options, say: Callable[[str], None] 
     columns = np.array(portfolio.columns, dtype=np.intp)
     examples = make_examples(training_set, portfolio.columns)
     rows = join_rows(make_examples(training_set, range(len(training_set.configs))), imagined, options.measured_weight)
+    may_split = np.array([feature.name in training_set.op.tree_features for feature in training_set.op.features])
     declared = np.concatenate([training_set.legal, imagined.inputs.legal])[:, columns]
     undeclared = np.concatenate([training_set.legal_undeclared, imagined.legal_undeclared])[:, columns]
     say(f"fitting the classifier over {len(columns)} configs")
     classifier = fit_classifier(rows.over(columns), declared, options.num_rounds, seed)
     say("distilling")
     tree = distil(
-        rows, columns, np.stack([declared, undeclared]), examples, family_groups(training_set), options.shape,
-        options.leaf, seed,
-    )  # fmt: skip
+        replace(rows, features=rows.features * may_split),  # a constant cannot be split on
+        columns,
+        np.stack([declared, undeclared]),
+        examples,
+        family_groups(training_set),
+        options.shape,
+        options.leaf,
+        seed,
+    )
     return Fitted(portfolio, examples, classifier, tree)
 
 

@@ -38,7 +38,7 @@ class Shape:
     """Limits of a tree. min_weight: the least summed weight of a node's rows."""
 
     max_depth: int = 10
-    max_leaves: int = 480
+    max_leaves: int = 530
     min_weight: float = 3.0
 
 
