@@ -25,7 +25,8 @@ CONFIG_COLOURS = (
     *("#9aa3b2", "#2f6fed", "#e07b39", "#2a9d74", "#b65fcf", "#c9a227", "#d6455d", "#4aa8c7"),
     *("#8c6d46", "#7a9a3a", "#f09ab0", "#5448a8", "#13665c", "#f2b880", "#a3c4f3", "#733046"),
 )
-"""Colour of a portfolio's configs by index; the vendor, 0, is grey."""
+"""Colours of the configs that are picked most; the vendor comes first, grey."""
+OTHER_COLOUR = "#dfe3ea"
 
 _THEMES = {"light": ("#232936", "#dfe3ea"), "dark": ("#d5dae4", "#363d4a")}
 _FLOOR = 1e-4
@@ -158,15 +159,16 @@ def choice_map(
     rest_name: str,
     grid: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.intp]],
     points: tuple[NDArray[np.int64], NDArray[np.int64]],
+    colours: Sequence[str],
 ) -> Picture:
     """What the tree picks over the first axis and the product of the others.
 
-    grid is (x [W], y [H], index of the picked config [H, W]); points are the held-out problems.
+    grid is (x [W], y [H], index of the picked config [H, W]); points are the held-out problems; colours has
+    one for each config.
     """
     x, y, picked = grid
 
     def paint(axes: Axes) -> None:
-        colours = [CONFIG_COLOURS[i % len(CONFIG_COLOURS)] for i in range(int(picked.max()) + 1)]
         axes.pcolormesh(
             x, y, picked, cmap=ListedColormap(colours), vmin=-0.5, vmax=len(colours) - 0.5, shading="nearest",
             rasterized=True,

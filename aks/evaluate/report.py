@@ -16,7 +16,7 @@ from aks.core.tree import Tree
 from aks.evaluate import pictures
 from aks.evaluate.baselines import ORACLE
 from aks.evaluate.evaluation import Evaluation
-from aks.evaluate.pictures import CONFIG_COLOURS, Picture
+from aks.evaluate.pictures import CONFIG_COLOURS, OTHER_COLOUR, Picture
 from aks.evaluate.regret import ChooserScore
 from aks.evaluate.tables import DASH, band_title, device_names, noise_statement, percent, share, times
 from aks.train.dataset import TrainingSet
@@ -171,13 +171,18 @@ def _choices(evaluation: Evaluation) -> tuple[list[tuple[str, str, float]], Pict
     for line, product in enumerate(y):
         side = dict.fromkeys(rest, max(1, round(product ** (1 / len(rest)))))
         grid[line] = [tree.choose({**attributes, **side, axis: round(value)}) for value in x]
-    rows = [
-        (CONFIG_COLOURS[i % len(CONFIG_COLOURS)], data.configs[column].key(), float(np.mean(picked == column)))
-        for i, column in enumerate(_columns(tree, data))
-        if (grid == i).any() or (picked == column).any()  # a portfolio has dozens, the map shows a few
-    ]
-    rows.sort(key=lambda row: -row[2])
-    return rows, pictures.choice_map(axis, " · ".join(rest), (x, y, grid), (first, others))
+    share = np.array([np.mean(picked == column) for column in _columns(tree, data)])
+    drawn = np.bincount(grid.ravel(), minlength=len(share)) / grid.size
+    # A portfolio has dozens, too many to tell apart: those that are picked most get a colour each.
+    used = [0, *(np.lexsort((-drawn[1:], -share[1:])) + 1).tolist()]
+    used = [i for i in used if share[i] or drawn[i]]
+    named, rest_of_them = used[: len(CONFIG_COLOURS)], used[len(CONFIG_COLOURS) :]
+    colour_of = dict(zip(named, CONFIG_COLOURS, strict=False))
+    rows = [(colour_of[i], data.configs[_columns(tree, data)[i]].key(), float(share[i])) for i in named]
+    if rest_of_them:
+        rows.append((OTHER_COLOUR, f"{len(rest_of_them)} others", float(share[rest_of_them].sum())))
+    colours = [colour_of.get(i, OTHER_COLOUR) for i in range(len(share))]
+    return rows, pictures.choice_map(axis, " · ".join(rest), (x, y, grid), (first, others), colours)
 
 
 def _facts(evaluation: Evaluation) -> list[tuple[str, str]]:

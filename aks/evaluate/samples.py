@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ class Noise:
 
     sample_* is the standard deviation of one cell's samples over their mean (one problem, config and regime, one
     run); run_* is slowest / fastest - 1 over the medians of several runs of one cell, nan if no cell
-    was measured by two runs.
+    was measured by two runs. winner_cost is the mean regret, in one run, of the config that another run
+    found fastest: what is left of a regret when nothing but the run is another.
     """
 
     cells: int
@@ -32,6 +34,7 @@ class Noise:
     repeated_problems: int
     run_median: float
     run_p95: float
+    winner_cost: float
 
     def to_row(self) -> dict[str, float]:
         """Field names and values, in order."""
@@ -57,7 +60,27 @@ def measure_noise(frame: pd.DataFrame, op: Op) -> Noise:
         repeated_problems=len(np.unique(_number(rows, problem_columns)[np.isin(cell, repeated)])),
         run_median=_quantile(apart, 0.5),
         run_p95=_quantile(apart, 0.95),
+        winner_cost=_winner_cost(frame, op),
     )
+
+
+def _winner_cost(frame: pd.DataFrame, op: Op) -> float:
+    """Over all ordered pairs of runs of one problem; a winner that the other run did not time is left out."""
+    rows = frame.loc[frame["status"].isin([status.value for status in Status if status.timed])]
+    problem = _number(rows, ["device", *(field.name for field in fields(op.problem_type)), "regime"])
+    run = _number(rows, ["run_id"])
+    several = np.flatnonzero(np.bincount(np.unique(np.stack([problem, run]), axis=1)[0]) > 1)
+    kept = np.isin(problem, several)
+    rows, problem, run = rows.loc[kept], problem[kept], run[kept]
+    latency_us = rows["latency_us"].set_axis(_number(rows, [field.name for field in fields(op.config_type)]))
+    costs = []
+    for here in several:
+        runs = [latency_us[(problem == here) & (run == one)] for one in np.unique(run[problem == here])]
+        for first, second in permutations(runs, 2):
+            winner = first.idxmin()
+            if winner in second.index:
+                costs.append(second[winner] / second.min() - 1)
+    return float(np.mean(costs)) if costs else float("nan")
 
 
 def _spread(samples: NDArray[np.float64], row: NDArray[np.intp], count: int) -> NDArray[np.float64]:

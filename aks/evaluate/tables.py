@@ -103,7 +103,8 @@ def noise_statement(evaluation: Evaluation) -> str:
     if noise.repeated_cells:
         return (
             f"{text} Medians of separate runs differ by {percent(noise.run_median)} (median of {noise.repeated_cells} "
-            f"cells on {noise.repeated_problems} problems; p95 {percent(noise.run_p95)})."
+            f"cells on {noise.repeated_problems} problems; p95 {percent(noise.run_p95)}); the winner of one run costs "
+            f"{percent(noise.winner_cost)} in another (mean)."
         )
     return f"{text} No cell was measured in two runs, so the spread from run to run is unknown."
 

@@ -25,6 +25,7 @@ _COLOURS = (
     *("#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f", "#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#1f3b57"),
     *("#8c510a", "#2d7f5e", "#7b2d5b", "#c7d36f", "#5e4fa2"),
 )
+_OTHER = "#e8eaee"
 
 
 def portfolio_curve(curve: tuple[float, ...]) -> Figure:
@@ -88,11 +89,15 @@ def choice_map(
     problems = [_at(template, axes_names, int(m), int(n)) for n in y for m in x]
     inputs = _inputs(training, fitted, problems, device)
     answers = {name: choose(inputs).reshape(len(y), len(x)) for name, choose in choosers.items()}
-    used = sorted(set().union(*(np.unique(answer).tolist() for answer in answers.values())))
+    counts = np.bincount(np.concatenate(list(answers.values()), axis=None), minlength=len(fitted.examples.configs))
+    # Dozens of configs are too many to tell apart: those that are chosen most get a colour each.
+    ranked = [0, *(np.argsort(-counts[1:], kind="stable") + 1).tolist()]
+    named = [index for index in ranked if counts[index]][: len(_COLOURS)]
+    colour_of = dict(zip(named, _COLOURS, strict=False))
 
-    figure = Figure(figsize=(5.2 * len(choosers), 4.4 + 0.2 * len(used)), layout="constrained")
+    figure = Figure(figsize=(5.2 * len(choosers), 4.4 + 0.2 * len(named)), layout="constrained")
     panels = figure.subplots(1, len(choosers), squeeze=False)[0]
-    colours = ListedColormap([_COLOURS[index % len(_COLOURS)] for index in range(len(fitted.examples.configs))])
+    colours = ListedColormap([colour_of.get(index, _OTHER) for index in range(len(counts))])
     for panel, (name, answer) in zip(panels, answers.items(), strict=True):
         panel.pcolormesh(x, y, answer, cmap=colours, vmin=-0.5, vmax=colours.N - 0.5, shading="nearest")
         panel.set_xscale("log", base=2)
@@ -100,7 +105,9 @@ def choice_map(
         panel.set(xlabel=axes_names[0], ylabel=axes_names[1], title=name)
     rest = ", ".join(f"{axis}={getattr(template, axis)}" for axis in axes_names[2:])
     figure.suptitle(f"Chosen config on {device.name}" + (f", {rest}" if rest else ""))
-    handles = [Patch(color=colours(index), label=fitted.examples.configs[index].key()) for index in used]
+    handles = [Patch(color=colours(index), label=fitted.examples.configs[index].key()) for index in named]
+    if len(named) < np.count_nonzero(counts):
+        handles.append(Patch(color=_OTHER, label=f"{np.count_nonzero(counts) - len(named)} others"))
     figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize="x-small")
     return figure
 

@@ -66,6 +66,14 @@ def test_noise_within_a_cell_and_between_runs():
     assert noise.run_median == pytest.approx(0.1)
 
 
+def test_the_winner_of_one_run_is_scored_in_the_other():
+    first = make_frame({4: {VENDOR: [10.0] * 3, PLAIN: [9.0] * 3}, 8: {VENDOR: [1.0]}})
+    second = make_frame({4: {VENDOR: [10.0] * 3, PLAIN: [12.0] * 3}}, run_id="two")
+    both = pd.concat([first, second], ignore_index=True)
+    assert measure_noise(both, OP).winner_cost == pytest.approx((12 / 10 - 1 + 10 / 9 - 1) / 2)
+    assert math.isnan(measure_noise(first, OP).winner_cost)
+
+
 def test_noise_of_a_single_run_is_not_known_between_runs():
     noise = measure_noise(make_frame({4: {VENDOR: [9.0, 10.0, 11.0]}}), OP)
     assert noise.sample_median == pytest.approx(0.1)
