@@ -15,7 +15,7 @@ from aks.core.errors import DataError
 from aks.core.record import SCHEMA_VERSION
 from aks.data import parquet
 from aks.data.check import Samples, outcome_faults
-from aks.data.parquet import FileFacts, nonempty
+from aks.data.parquet import nonempty
 from aks.data.schema import SAMPLES, arrow_schema
 from aks.ops.op import Op
 
@@ -91,19 +91,3 @@ def data_files(roots: Sequence[str | Path]) -> list[Path]:
     for root in map(Path, roots):
         found.update([root] if root.is_file() else (path for path in root.rglob("*") if path.suffix in DATA_SUFFIXES))
     return sorted(found)
-
-
-def describe(path: str | Path) -> FileFacts:
-    """What the Parquet file or store at ``path`` says of itself, whatever op and config space it is of.
-
-    Raises
-    ------
-    DataError
-        If it is neither, or damaged.
-    """
-    path = Path(path)
-    if not _holds_store(path):
-        return parquet.describe(path)
-    with Store.open(path) as store:
-        facts = store.facts
-        return FileFacts(path, facts.op, facts.space_fingerprint, len(store), (facts.device.name,))

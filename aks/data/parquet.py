@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -138,33 +137,3 @@ def dataset_hash(path: str | Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error}") from error
-
-
-@dataclass(frozen=True, slots=True)
-class FileFacts:
-    """What a data file says of itself; its rows are not checked."""
-
-    path: Path
-    op: str
-    space_fingerprint: str
-    rows: int
-    devices: tuple[str, ...]
-
-
-def describe(path: str | Path) -> FileFacts:
-    """What the file says of itself, whatever op and config space it is of.
-
-    Raises
-    ------
-    DataError
-        If it is no Parquet file of aks, or damaged.
-    """
-    path = Path(path)
-    try:
-        with pq.ParquetFile(path) as file:
-            metadata = file.schema_arrow.metadata or {}
-            devices = file.read(["device"]).column("device").unique().to_pylist()
-            op, fingerprint = (metadata[name].decode() for name in (b"aks_op", b"aks_space_fingerprint"))
-            return FileFacts(path, op, fingerprint, file.metadata.num_rows, tuple(sorted(devices)))
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise DataError(f"{path} is no data file of aks, or is damaged ({error})") from error

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from aks.core.errors import DataError
 from aks.core.measurement import Regime
@@ -21,7 +20,7 @@ from aks.evaluate.samples import measure_noise, present_regimes
 from aks.export.selector import read_selector
 from aks.ops.op import Op
 from aks.runtime.predictor import Predictor
-from aks.train.dataset import TrainingSet, from_frame, load
+from aks.train.dataset import TrainingSet, from_frame, load, read_frames
 from aks.train.fit import Options
 from aks.train.splits import split
 
@@ -120,9 +119,8 @@ def read(op: Op, data: Path | Sequence[Path], regime: Regime) -> tuple[TrainingS
     DataError
         As ``aks.train.dataset.load``.
     """
-    paths = [data] if isinstance(data, Path) else list(data)
-    checked = load(paths, op, regime=regime)
-    return checked, pd.concat([pq.read_table(path).to_pandas() for path in paths], ignore_index=True)
+    frame, names, sha256 = read_frames(data, op)
+    return from_frame(frame, op, regime=regime, path=names, sha256=sha256), frame
 
 
 def check_held_out(dataset: dict, wanted: Sequence[str]) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ class GemmDispatcher:
         config = self.choose(problem)
         scratch = self._scratch_of(stream)
         # During a capture neither memory nor a module may be had: run each shape once before it.
-        if scratch and (launch.is_ready(config, problem, self.device) or not torch.cuda.is_current_stream_capturing()):
+        if scratch and (launch.is_ready(config, problem, self.index) or not torch.cuda.is_current_stream_capturing()):
             # Not supported: this cuBLASLt lacks an algorithm that the one of the training had.
             with suppress(UnsupportedRoutineError):
                 launch.bind(config, problem, x, w, out, device=self.device, scratch=scratch)(stream)

@@ -112,11 +112,23 @@ def load(path: Path | Sequence[Path], op: Op, *, regime: Regime | str = Regime.C
         If a file is missing, damaged, altered, of another op, schema version or config space, or
         holds nothing of ``regime`` or nothing of the vendor's call.
     """
+    frame, names, sha256 = read_frames(path, op)
+    return from_frame(frame, op, regime=regime, path=names, sha256=sha256)
+
+
+def read_frames(path: Path | Sequence[Path], op: Op) -> tuple[pd.DataFrame, str, str]:
+    """All rows of measurement files, the files' names, and a hash of their contents.
+
+    Raises
+    ------
+    DataError
+        If a file is missing, damaged, altered, or of another op, schema version or config space.
+    """
     paths = [path] if isinstance(path, Path) else [Path(entry) for entry in path]
     frame = pd.concat([read_frame(entry, op) for entry in paths], ignore_index=True)
     digests = [dataset_hash(entry) for entry in paths]
     sha256 = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-    return from_frame(frame, op, regime=regime, path=" ".join(entry.as_posix() for entry in paths), sha256=sha256)
+    return frame, " ".join(entry.as_posix() for entry in paths), sha256
 
 
 def from_frame(

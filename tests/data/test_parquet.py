@@ -11,8 +11,8 @@ import pytest
 
 from aks.core.errors import DataError
 from aks.core.record import Record
-from aks.data.parquet import dataset_hash, describe, read_frame, write_table
-from tests.collect.scene import CONFIGS, OP
+from aks.data.parquet import dataset_hash, read_frame, write_table
+from tests.collect.scene import OP
 from tests.data.tables import table_of, with_column
 
 
@@ -128,12 +128,6 @@ def test_a_file_without_a_digest_is_refused(parquet):
         read_frame(parquet, OP)
 
 
-def test_a_file_says_what_it_is_of(tmp_path, parquet):
-    facts = describe(parquet)
-    assert (facts.op, facts.rows, facts.devices) == ("gemm", 2 * len(CONFIGS), ("h200",))
-    assert facts.space_fingerprint == OP.space.fingerprint
-    (tmp_path / "text.parquet").write_text("no parquet")
-    with pytest.raises(DataError, match="no data file"):
-        describe(tmp_path / "text.parquet")
+def test_a_file_that_is_not_there_has_no_hash(tmp_path):
     with pytest.raises(DataError, match="cannot read"):
         dataset_hash(tmp_path / "none.parquet")

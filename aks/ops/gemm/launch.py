@@ -140,11 +140,17 @@ def _divisor(name: str, variant: Variant) -> int:
             return 1
 
 
-@cache
 def compile_variant(variant: Variant, capability: int):
     """The compiled kernel; Triton's disk cache makes the second time cheap."""
     source, options = source_of(variant)
     return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+@cache
+def _load_variant(variant: Variant, capability: int, index: int):
+    """The kernel for CUDA device ``index``, the current one: Triton loads it there at its first use."""
+    _LOADED.add((variant, index))
+    return compile_variant(variant, capability)
 
 
 def compile_jobs(
@@ -161,12 +167,12 @@ def compile_jobs(
 
 def compile_job(job: tuple[Variant, int]) -> None:
     """Compile one job into Triton's disk cache."""
-    compile_variant.__wrapped__(*job)
+    compile_variant(*job)
 
 
-def is_ready(config: GemmConfig, problem: GemmProblem, device: DeviceSpec) -> bool:
-    """Whether launching ``config`` neither compiles nor loads a kernel."""
-    return config.kind not in _KERNELS or (variant_of(config, problem), device.capability) in _LOADED
+def is_ready(config: GemmConfig, problem: GemmProblem, index: int) -> bool:
+    """Whether launching ``config`` on CUDA device ``index`` neither compiles nor loads a kernel."""
+    return config.kind not in _KERNELS or (variant_of(config, problem), index) in _LOADED
 
 
 _LOADED: set[tuple[Variant, int]] = set()
@@ -231,8 +237,7 @@ def bind(
         arguments = arguments_of(config, variant, problem, x, w, out, scratch)
         kernel = _KERNELS[config.kind][(grid_of(config, problem, device.sm_count),)]
         return lambda stream: kernel(*arguments)
-    compiled = compile_variant(variant, device.capability)
-    _LOADED.add((variant, device.capability))
+    compiled = _load_variant(variant, device.capability, x.get_device())
     arguments = arguments_of(config, variant, problem, x, w, out, scratch)
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
     grid = grid_of(config, problem, device.sm_count)
