@@ -9,10 +9,10 @@ import pytest
 from aks.export.bundle import export
 
 MODELS = Path(__file__).parents[1] / "models"
-SHIPPED = sorted(path.parent for path in MODELS.glob("*/*/manifest.json"))
+SHIPPED = sorted(path.parent for path in MODELS.rglob("manifest.json"))
 
 
-@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: "-".join(folder.relative_to(MODELS).parts))
 def test_shipped_files_are_regenerated_byte_for_byte(folder, tmp_path) -> None:
     export(folder / "selector.json", tmp_path)
     written = sorted(path.name for path in tmp_path.iterdir())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -47,12 +47,22 @@ class Fitted:
     tree: DistilledTree
 
 
-def fit(training_set: TrainingSet, options: Options, say: Callable[[str], None] = lambda _: None) -> Fitted:
-    """Model latencies, choose the portfolio, fit the classifier and distil; deterministic for ``options``."""
+def fit(
+    training_set: TrainingSet,
+    options: Options,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    others: Sequence[TrainingSet] = (),
+) -> Fitted:
+    """Model latencies, choose the portfolio, fit the classifier and distil; deterministic for ``options``.
+
+    others: training problems in other regimes, which the latency model learns from too.
+    """
     seed = options.seed
     say(f"modelling latencies of {len(training_set.configs)} configs on {len(training_set)} problems")
-    model = fit_latency_model(training_set, seed)
-    imagined = imagine(training_set, model, options.num_imagined, seed)
+    regimes = (training_set, *others)
+    model = fit_latency_model(regimes, seed)
+    imagined = imagine(training_set, model, options.num_imagined, seed, around=max(regimes, key=len))
     say(f"choosing at most {options.max_portfolio} of them")
     weight = len(imagined) / (options.measured_weight * len(training_set))
     portfolio = select_portfolio(training_set, options.max_portfolio, imagined=imagined, imagined_weight=weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from aks.core.config import Config
 from aks.core.features import Feature, evaluate_columns
+from aks.core.measurement import Regime
 from aks.ops.op import Op
 from aks.train.dataset import TrainingSet
 
@@ -49,39 +50,48 @@ class LatencyModel:
     boosters: tuple[xgb.Booster, ...]
 
     def latency_us(
-        self, features: NDArray, columns: Columns, configs: Sequence[Config], usable: NDArray[np.bool_]
+        self, features: NDArray, columns: Columns, configs: Sequence[Config], usable: NDArray[np.bool_], regime: Regime
     ) -> NDArray[np.float64]:
-        """[P, K] microseconds; ``inf`` where ``usable`` [P, K] is False."""
+        """[P, K] microseconds in a regime; ``inf`` where ``usable`` [P, K] is False."""
         predicted = np.full(usable.shape, np.inf)
         for index, config in enumerate(configs):
             asked = np.flatnonzero(usable[:, index])
             if len(asked):
                 here = {name: values[asked] for name, values in columns.items()}
-                matrix = xgb.DMatrix(_rows(self.op, features[asked], here, config))
+                matrix = xgb.DMatrix(_rows(self.op, features[asked], here, config, regime))
                 predicted[asked, index] = np.mean([booster.predict(matrix) for booster in self.boosters], axis=0)
         return np.exp(predicted) * roofline_us(self.op, columns)[:, None]
 
 
-def fit_latency_model(training_set: TrainingSet, seed: int = 0) -> LatencyModel:
-    """Fit on all timed cells of ``training_set``; deterministic for a seed."""
-    op, columns = training_set.op, training_set.columns
-    roofline, oracle_us = roofline_us(op, columns), training_set.oracle_us
-    parts = []
-    for index, config in enumerate(training_set.configs):
-        timed = np.flatnonzero(np.isfinite(training_set.latency_us[:, index]))
-        if not len(timed):
-            continue
-        latency_us = training_set.latency_us[timed, index]
-        here = {name: values[timed] for name, values in columns.items()}
-        rows = _rows(op, training_set.features[timed], here, config)
-        excess = latency_us / oracle_us[timed] - 1
-        parts.append((rows, np.log(latency_us / roofline[timed]), 1 / (1 + _HOPELESS * excess)))
+def fit_latency_model(training_sets: Sequence[TrainingSet], seed: int = 0) -> LatencyModel:
+    """Fit on all timed cells of ``training_sets``, one a regime; deterministic for a seed.
+
+    What a config costs in one regime says much of what it costs in another, so the regime that has
+    little data gains by the one that has more.
+    """
+    op = training_sets[0].op
+    parts = [part for training_set in training_sets for part in _timed(training_set)]
     rows, target, weight = (np.concatenate(part) for part in zip(*parts, strict=True))
     matrix = xgb.QuantileDMatrix(rows, target, weight=np.maximum(weight, _LEAST_WEIGHT), max_bin=_PARAMETERS["max_bin"])
     seeds = range(_NUM_BOOSTERS * seed, _NUM_BOOSTERS * (seed + 1))
     with ThreadPoolExecutor(_NUM_BOOSTERS) as pool:  # XGBoost lets go of the interpreter
         boosters = pool.map(lambda one: xgb.train({**_PARAMETERS, "seed": one}, matrix, _ROUNDS), seeds)
         return LatencyModel(op, tuple(boosters))
+
+
+def _timed(training_set: TrainingSet) -> Iterator[tuple[NDArray, NDArray, NDArray]]:
+    """Rows, targets and weights of the timed cells, config by config."""
+    op, columns = training_set.op, training_set.columns
+    roofline, oracle_us = roofline_us(op, columns), training_set.oracle_us
+    for index, config in enumerate(training_set.configs):
+        timed = np.flatnonzero(np.isfinite(training_set.latency_us[:, index]))
+        if not len(timed):
+            continue
+        latency_us = training_set.latency_us[timed, index]
+        here = {name: values[timed] for name, values in columns.items()}
+        rows = _rows(op, training_set.features[timed], here, config, training_set.regime)
+        excess = latency_us / oracle_us[timed] - 1
+        yield rows, np.log(latency_us / roofline[timed]), 1 / (1 + _HOPELESS * excess)
 
 
 def roofline_us(op: Op, columns: Columns) -> NDArray[np.float64]:
@@ -93,9 +103,9 @@ def roofline_us(op: Op, columns: Columns) -> NDArray[np.float64]:
     )
 
 
-def _rows(op: Op, features: NDArray, columns: Columns, config: Config) -> NDArray[np.float32]:
-    """What is known of the problem, what ``config`` makes of it, and which config it is."""
+def _rows(op: Op, features: NDArray, columns: Columns, config: Config, regime: Regime) -> NDArray[np.float32]:
+    """What is known of the problem, what ``config`` makes of it, which config it is, and in which regime."""
     constants = {name: np.int64(value) for name, value in config.variables().items()}
     own = evaluate_columns(op.config_features, {**columns, **constants})
-    which = np.full((len(features), 1), op.space.configs.index(config))
+    which = np.full((len(features), 2), (op.space.configs.index(config), list(Regime).index(regime)))
     return np.concatenate([features, own, which], axis=1).astype(np.float32)

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from aks.core.measurement import Regime
 from aks.ops.op import Op
-from aks.train.dataset import TrainingSet, load
+from aks.train.dataset import TrainingSet, from_frame, read_frames
 from aks.train.examples import make_examples
 from aks.train.fit import Fitted, Options, fit
 from aks.train.ladder import LADDER
 from aks.train.scores import score_all, score_choice
-from aks.train.splits import SAMPLE, split
+from aks.train.splits import SAMPLE, held_out_weights, rows_without, split
 
 FORMAT, VERSION = "aks-selector", 1
 SELECTOR_FILE, XGBOOST_FILE = "selector.json", "xgboost.json"
@@ -71,12 +72,13 @@ def train(
         If the data cannot be read, or holding out leaves nothing to train on.
     """
     options = options or Options()
-    everything = load(data, op, regime=regime)
+    frame, paths, sha256 = read_frames(data, op)
+    everything = from_frame(frame, op, regime=regime, path=paths, sha256=sha256)
     names = default_held_out(everything, options.seed) if held_out is None else tuple(sorted(set(held_out)))
     train_rows, test_rows = split(everything, names)
     training = everything.subset(train_rows)
     test = everything.subset(test_rows) if len(test_rows) else None
-    fitted = fit(training, options, say)
+    fitted = fit(training, options, say, others=_other_regimes(frame, everything, names))
     scores: dict[str, dict[str, float]] = {}
     metrics = describe_tree(fitted)
     if test is not None:
@@ -101,6 +103,15 @@ def train(
     say("logging to MLflow")
     run_id = log_training(result, options, experiment=experiment or f"aks-{op.name}", tracking_uri=tracking_uri)
     return TrainResult(path, selector, fitted, training, test, scores, metrics, run_id)
+
+
+def _other_regimes(frame: pd.DataFrame, main: TrainingSet, held_out: Collection[str]) -> list[TrainingSet]:
+    """Training problems in the regimes beside ``main``'s: of no held-out family, and with none of their weights."""
+    names = [name for name in Regime if name != main.regime and name.value in set(frame["regime"])]
+    others = [from_frame(frame, main.op, regime=name) for name in names]
+    weights = set().union(*(held_out_weights(entry, held_out) for entry in (main, *others)))
+    kept = [other.subset(rows_without(other, held_out, weights)) for other in others]
+    return [other for other in kept if len(other)]
 
 
 def default_held_out(training_set: TrainingSet, seed: int = 0) -> tuple[str, ...]:

@@ -13,6 +13,9 @@ from aks.train.dataset import TrainingSet
 SAMPLE = "sample"
 """The family of random shapes: it is no model, so it may stay in training whatever is held out."""
 
+Weights = tuple[int, ...]
+"""All axes of a problem but the first (m)."""
+
 
 def split(training_set: TrainingSet, held_out: Collection[str]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Rows to train on and rows held out, such that training sees nothing of the families ``held_out``.
@@ -30,16 +33,27 @@ def split(training_set: TrainingSet, held_out: Collection[str]) -> tuple[NDArray
     if unknown:
         raise DataError(f"no model family {', '.join(unknown)} in the data; it has {', '.join(sorted(known))}")
     is_held_out = np.array([not families.isdisjoint(held_out) for families in training_set.families], dtype=bool)
-    train, test = _separate(training_set, is_held_out)
+    train = rows_without(training_set, held_out, held_out_weights(training_set, held_out))
     if not len(train):
         raise DataError(
             f"holding out {', '.join(sorted(held_out))} leaves nothing to train on; hold out fewer families"
         )
-    return train, test
+    return train, np.flatnonzero(is_held_out)
 
 
-def _separate(training_set: TrainingSet, is_held_out: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    weights = [tuple(axes) for axes in training_set.axes[:, 1:].tolist()]
-    seen = {weights[row] for row in np.flatnonzero(is_held_out)}
-    is_train = np.array([key not in seen for key in weights], dtype=bool) & ~is_held_out
-    return np.flatnonzero(is_train), np.flatnonzero(is_held_out)
+def held_out_weights(training_set: TrainingSet, held_out: Collection[str]) -> set[Weights]:
+    """Weights of the problems that have one of the families ``held_out``."""
+    pairs = zip(_weights(training_set), training_set.families, strict=True)
+    return {weights for weights, families in pairs if not families.isdisjoint(held_out)}
+
+
+def rows_without(
+    training_set: TrainingSet, held_out: Collection[str], weights: Collection[Weights]
+) -> NDArray[np.intp]:
+    """Rows of none of the families ``held_out`` and none of ``weights``."""
+    pairs = zip(_weights(training_set), training_set.families, strict=True)
+    return np.flatnonzero([key not in weights and families.isdisjoint(held_out) for key, families in pairs])
+
+
+def _weights(training_set: TrainingSet) -> list[Weights]:
+    return [tuple(axes) for axes in training_set.axes[:, 1:].tolist()]

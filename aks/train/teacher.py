@@ -35,16 +35,21 @@ class Imagined:
         return len(self.inputs)
 
 
-def imagine(training_set: TrainingSet, model: LatencyModel, count: int, seed: int = 0) -> Imagined:
-    """Draw ``count`` problems around those of ``training_set``, inside its range of every axis, and price them.
+def imagine(
+    training_set: TrainingSet, model: LatencyModel, count: int, seed: int = 0, around: TrainingSet | None = None
+) -> Imagined:
+    """Draw ``count`` problems and price them in the regime of ``training_set``.
+
+    They lie around those of ``around`` (default: the same set), inside its range of every axis.
 
     Some keep the source's weights and get another m; the others get weights near them too, as a
     family that is not in the data might have, with the source's divisibility, which kernels care about.
     """
+    around = around or training_set
     rng = np.random.default_rng(seed)
-    source = rng.integers(len(training_set), size=count)
+    source = rng.integers(len(around), size=count)
     names = training_set.op.problem_type.AXES
-    axes = training_set.axes
+    axes = around.axes
     spread = np.full((count, len(names)), _OTHER_AXES_SPREAD)
     spread[:, 0] = _FIRST_AXIS_SPREAD
     spread[rng.random(count) < _SAME_WEIGHTS, 1:] = 0.0
@@ -54,10 +59,10 @@ def imagine(training_set: TrainingSet, model: LatencyModel, count: int, seed: in
     drawn = np.maximum(np.rint(axes[source] * factor / granule).astype(np.int64), 1) * granule
     drawn = np.clip(drawn, axes.min(axis=0), axes.max(axis=0))
     problems: list[Problem] = [
-        replace(training_set.problems[row], **dict(zip(names, values, strict=True)))
+        replace(around.problems[row], **dict(zip(names, values, strict=True)))
         for row, values in zip(source, drawn.tolist(), strict=True)
     ]
-    devices = [training_set.devices[row] for row in source]
+    devices = [around.devices[row] for row in source]
     op, configs = training_set.op, training_set.configs
     columns = variable_columns(problems, devices)
     legal = legality(op, configs, problems, devices)
@@ -73,6 +78,6 @@ def expected_cost(model: LatencyModel, training_set: TrainingSet, inputs: Inputs
     """
     known = training_set.trusted & np.isfinite(training_set.latency_us).any(axis=0)
     usable = inputs.legal & known
-    latency_us = model.latency_us(inputs.features, inputs.columns, training_set.configs, usable)
+    latency_us = model.latency_us(inputs.features, inputs.columns, training_set.configs, usable, training_set.regime)
     cost = choice_cost(latency_us, latency_us.min(axis=1))
     return np.where(inputs.legal, cost, cost[:, :1])

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from aks.core.errors import DataError
-from aks.train.splits import SAMPLE, split
+from aks.train.splits import SAMPLE, held_out_weights, rows_without, split
 
 
 def weights(training_set, rows) -> set[tuple[int, ...]]:
@@ -46,3 +46,12 @@ def test_unknown_and_all_families_are_refused(training_set):
         split(training_set, ["omega"])
     with pytest.raises(DataError, match="nothing to train on"):
         split(training_set, set().union(*training_set.families))
+
+
+def test_other_regimes_lose_what_is_held_out_in_any(training_set):
+    part = training_set.subset(range(0, len(training_set), 3))
+    forbidden = held_out_weights(training_set, {"alpha"})
+    kept = part.subset(rows_without(part, {"alpha"}, forbidden))
+    assert len(kept) and not any("alpha" in families for families in kept.families)
+    assert not forbidden & {tuple(axes) for axes in kept.axes[:, 1:].tolist()}
+    assert len(rows_without(part, (), ())) == len(part)

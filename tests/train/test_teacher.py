@@ -14,7 +14,7 @@ from aks.train.teacher import expected_cost, imagine
 
 @pytest.fixture(scope="module")
 def model(training_set):
-    return fit_latency_model(training_set)
+    return fit_latency_model([training_set])
 
 
 @pytest.fixture(scope="module")
