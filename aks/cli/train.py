@@ -28,7 +28,7 @@ def train(
     ] = "",
     experiment: Annotated[str, typer.Option(help="MLflow experiment; default: aks-<op>.")] = "",
 ) -> None:
-    """Train on measurements: portfolio, XGBoost classifier, distilled tree. One MLflow run.
+    """Train on measurements: XGBoost models, portfolio, distilled tree. One MLflow run.
 
     Writes selector.json, which 'aks export' turns into files to ship. Model families that are held
     out are seen by nothing of that. Needs the 'train' extra.

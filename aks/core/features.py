@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
+from types import CodeType
 
 from aks.core import formula
 
@@ -50,10 +51,15 @@ def evaluate_columns(features: tuple[Feature, ...], columns):
     }
     result = np.empty((length, len(features)), dtype=np.int64)
     for index, feature in enumerate(features):
-        tree = ast.fix_missing_locations(_Elementwise().visit(ast.parse(feature.formula, mode="eval")))
-        code = compile(tree, f"<feature {feature.name}>", "eval")
-        result[:, index] = eval(code, namespace, columns)  # Feature parsed it
+        result[:, index] = eval(_elementwise(feature.formula), namespace, columns)  # Feature parsed it
     return result
+
+
+@lru_cache(maxsize=4096)
+def _elementwise(text: str) -> CodeType:
+    # Cached: models ask for the same few formulas once for each of hundreds of configs.
+    tree = ast.fix_missing_locations(_Elementwise().visit(ast.parse(text, mode="eval")))
+    return compile(tree, f"<formula {text}>", "eval")
 
 
 class _Elementwise(ast.NodeTransformer):

@@ -171,14 +171,15 @@ def _choices(evaluation: Evaluation) -> tuple[list[tuple[str, str, float]], Pict
     for line, product in enumerate(y):
         side = dict.fromkeys(rest, max(1, round(product ** (1 / len(rest)))))
         grid[line] = [tree.choose({**attributes, **side, axis: round(value)}) for value in x]
-    share = np.array([np.mean(picked == column) for column in _columns(tree, data)])
+    columns = _columns(tree, data)
+    share = np.array([np.mean(picked == column) for column in columns])
     drawn = np.bincount(grid.ravel(), minlength=len(share)) / grid.size
     # A portfolio has dozens, too many to tell apart: those that are picked most get a colour each.
     used = [0, *(np.lexsort((-drawn[1:], -share[1:])) + 1).tolist()]
     used = [i for i in used if share[i] or drawn[i]]
     named, rest_of_them = used[: len(CONFIG_COLOURS)], used[len(CONFIG_COLOURS) :]
     colour_of = dict(zip(named, CONFIG_COLOURS, strict=False))
-    rows = [(colour_of[i], data.configs[_columns(tree, data)[i]].key(), float(share[i])) for i in named]
+    rows = [(colour_of[i], data.configs[columns[i]].key(), float(share[i])) for i in named]
     if rest_of_them:
         rows.append((OTHER_COLOUR, f"{len(rest_of_them)} others", float(share[rest_of_them].sum())))
     colours = [colour_of.get(i, OTHER_COLOUR) for i in range(len(share))]

@@ -16,11 +16,11 @@ from aks.evaluate.evaluation import Evaluation, assemble, held_out_rows
 from aks.evaluate.generalization import Generalization, fit_selector, leave_one_out
 from aks.evaluate.nvmatmul import nvmatmul_choosers
 from aks.evaluate.regret import Chooser
-from aks.evaluate.samples import measure_noise, present_regimes
+from aks.evaluate.samples import measure_noise
 from aks.export.selector import read_selector
 from aks.ops.op import Op
 from aks.runtime.predictor import Predictor
-from aks.train.dataset import TrainingSet, from_frame, load, read_frames
+from aks.train.dataset import TrainingSet, from_frame, load, present_regimes, read_frames
 from aks.train.fit import Options
 from aks.train.splits import split
 

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from aks.core.device import DeviceSpec
-from aks.core.measurement import Regime, Status
+from aks.core.measurement import Status
 from aks.ops.op import Op
 from aks.train.dataset import TrainingSet
 
@@ -44,7 +44,7 @@ class Noise:
 def measure_noise(frame: pd.DataFrame, op: Op) -> Noise:
     """Noise over the fully measured (``ok``) rows of ``frame``."""
     rows = frame.loc[frame["status"] == Status.OK.value]
-    problem_columns = ["device", *(field.name for field in fields(op.problem_type)), "regime"]
+    problem_columns = _problem_columns(op)
     cell = _number(rows, problem_columns + [field.name for field in fields(op.config_type)])
     samples, row = _flatten(rows["samples_us"])
     spread = _spread(samples, row, len(rows))
@@ -64,10 +64,14 @@ def measure_noise(frame: pd.DataFrame, op: Op) -> Noise:
     )
 
 
+def _problem_columns(op: Op) -> list[str]:
+    return ["device", *(field.name for field in fields(op.problem_type)), "regime"]
+
+
 def _winner_cost(frame: pd.DataFrame, op: Op) -> float:
     """Over all ordered pairs of runs of one problem; a winner that the other run did not time is left out."""
     rows = frame.loc[frame["status"].isin([status.value for status in Status if status.timed])]
-    problem = _number(rows, ["device", *(field.name for field in fields(op.problem_type)), "regime"])
+    problem = _number(rows, _problem_columns(op))
     run = _number(rows, ["run_id"])
     several = np.flatnonzero(np.bincount(np.unique(np.stack([problem, run]), axis=1)[0]) > 1)
     kept = np.isin(problem, several)
@@ -193,9 +197,3 @@ def _lookup(rows: pd.DataFrame, columns: list[str], find: Callable[[dict[str, An
     keys = zip(*(distinct[name].to_list() for name in columns), strict=True)
     found = [find(dict(zip(columns, values, strict=True))) for values in keys]
     return np.array(found, dtype=np.intp)[_number(rows, columns)]
-
-
-def present_regimes(frame: pd.DataFrame) -> list[Regime]:
-    """Regimes that ``frame`` has rows of, in the order of ``Regime``."""
-    found = set(frame["regime"])
-    return [regime for regime in Regime if regime.value in found]

@@ -131,6 +131,12 @@ def read_frames(path: Path | Sequence[Path], op: Op) -> tuple[pd.DataFrame, str,
     return frame, " ".join(entry.as_posix() for entry in paths), sha256
 
 
+def present_regimes(frame: pd.DataFrame) -> list[Regime]:
+    """Regimes that ``frame`` has rows of, in the order of ``Regime``."""
+    found = set(frame["regime"])
+    return [regime for regime in Regime if regime.value in found]
+
+
 def from_frame(
     frame: pd.DataFrame, op: Op, *, regime: Regime | str = Regime.COLD, path: str = "", sha256: str = ""
 ) -> TrainingSet:

@@ -220,6 +220,8 @@ def _improve(
         cost[members, choice[tree.leaves(features, start=int(side[node]))]] for side in (tree.left, tree.right)
     )
     gain = on_left - on_right  # of going left; the less, the better
+    if not gain.any():
+        return False
     weight = bins.below(members, rows.weight[members])
     allowed = (weight >= min_weight) & (weight <= rows.weight[members].sum() - min_weight)
     summed = np.where(allowed, bins.below(members, gain), np.inf)

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from aks.core.metrics import SLOWER_MARGIN
+from aks.core.tree import round_slowdown
 from aks.train.examples import Examples
 from aks.train.growth import Rows
 
 _RUNNERS_UP = 2
 """Configs that a leaf names beside those that some caller may need; for people who ask why."""
-_DIGITS = 3
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def fill_leaf(
     )
     abstain = bool(order) and not safe
     ranking = (*(() if abstain else _needed(order, demands)), 0)
-    expected = tuple(round(float(slowdown[c]), _DIGITS) if np.isfinite(slowdown[c]) else None for c in ranking)
+    expected = tuple(round_slowdown(float(slowdown[c])) if np.isfinite(slowdown[c]) else None for c in ranking)
     return Leaf(ranking, expected, len(measured), abstain)
 
 

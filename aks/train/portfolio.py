@@ -28,7 +28,7 @@ class Portfolio:
 
 def select_portfolio(
     training_set: TrainingSet,
-    max_size: int = 64,
+    max_size: int,
     *,
     undeclared_weight: float = 0.25,
     imagined: Imagined | None = None,

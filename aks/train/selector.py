@@ -15,7 +15,7 @@ import pandas as pd
 
 from aks.core.measurement import Regime
 from aks.ops.op import Op
-from aks.train.dataset import TrainingSet, from_frame, read_frames
+from aks.train.dataset import TrainingSet, from_frame, present_regimes, read_frames
 from aks.train.examples import make_examples
 from aks.train.fit import Fitted, Options, fit
 from aks.train.ladder import LADDER
@@ -107,8 +107,7 @@ def train(
 
 def _other_regimes(frame: pd.DataFrame, main: TrainingSet, held_out: Collection[str]) -> list[TrainingSet]:
     """Training problems in the regimes beside ``main``'s: of no held-out family, and with none of their weights."""
-    names = [name for name in Regime if name != main.regime and name.value in set(frame["regime"])]
-    others = [from_frame(frame, main.op, regime=name) for name in names]
+    others = [from_frame(frame, main.op, regime=name) for name in present_regimes(frame) if name != main.regime]
     weights = set().union(*(held_out_weights(entry, held_out) for entry in (main, *others)))
     kept = [other.subset(rows_without(other, held_out, weights)) for other in others]
     return [other for other in kept if len(other)]
@@ -142,7 +141,7 @@ def score_held_out(
 
 
 def describe_tree(fitted: Fitted) -> dict[str, float]:
-    """Size of the tree. json_bytes: of its arrays as compact JSON; the exported file has the formulas too."""
+    """Size of the tree. json_bytes: of its arrays in ``selector.json``; the manifest has those of the exported file."""
     tree = fitted.tree
     arrays = json.dumps(tree.to_json(), separators=(",", ":"))
     return {

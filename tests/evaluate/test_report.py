@@ -18,10 +18,10 @@ from aks.evaluate import baselines
 from aks.evaluate.evaluation import Evaluation, assemble, held_out_rows
 from aks.evaluate.regret import Chooser
 from aks.evaluate.report import render_report, write_report
-from aks.evaluate.samples import measure_noise, present_regimes
+from aks.evaluate.samples import measure_noise
 from aks.evaluate.tables import print_table
 from aks.runtime.predictor import Predictor
-from aks.train.dataset import from_frame
+from aks.train.dataset import from_frame, present_regimes
 from tests.evaluate.stand_in import write_models
 from tests.evaluate.tiny import OP, PLAIN, VENDOR, make_frame
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from aks.core.measurement import Regime, Status
-from aks.evaluate.samples import grouped_medians, half_medians, measure_noise, present_regimes, split_oracle_us
-from aks.train.dataset import from_frame
+from aks.evaluate.samples import grouped_medians, half_medians, measure_noise, split_oracle_us
+from aks.train.dataset import from_frame, present_regimes
 from tests.evaluate.tiny import OP, PLAIN, VENDOR, make_frame
 
 

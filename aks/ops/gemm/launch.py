@@ -149,8 +149,9 @@ def compile_variant(variant: Variant, capability: int):
 @cache
 def _load_variant(variant: Variant, capability: int, index: int):
     """The kernel for CUDA device ``index``, the current one: Triton loads it there at its first use."""
+    kernel = compile_variant(variant, capability)
     _LOADED.add((variant, index))
-    return compile_variant(variant, capability)
+    return kernel
 
 
 def compile_jobs(
