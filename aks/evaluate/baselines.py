@@ -133,7 +133,7 @@ def xgboost_chooser(selector_path: Path, op: Op) -> Chooser:
     def rank(data: TrainingSet) -> NDArray[np.intp]:
         return class_chooser(XGBOOST, classifier, [data.configs.index(config) for config in portfolio]).rank(data)
 
-    return Chooser(XGBOOST, rank, note="before it is distilled")
+    return Chooser(XGBOOST, rank, note="the classifier, too large to ship")
 
 
 def _config_key(row: Mapping[str, Any]) -> tuple:
