@@ -25,7 +25,10 @@ from tests.selectors import random_selector, write_selector
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ["collect", "train", "export", "evaluate", "explain", "report", "devices", "data"]
-LEAVES = [*((name,) for name in COMMANDS if name != "data"), *(("data", name) for name in ("list", "check", "merge"))]
+LEAVES = [
+    *((name,) for name in COMMANDS if name != "data"),
+    *(("data", name) for name in ("list", "check", "merge", "problems")),
+]
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +139,7 @@ def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
         (["data", "list"], ["no file of measurements", "aks collect"]),
         (["data", "check", "none.parquet"], ["none.parquet"]),
         (["data", "merge", "none.db", "--out", "x.parquet"], ["none.db"]),
+        (["data", "problems", "none.db", "--out", "x.csv"], ["none.db"]),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else None,
 )

@@ -1,4 +1,4 @@
-"""``aks data``: list, check, merge."""
+"""``aks data``: list, check, merge, problems."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from aks.cli.options import OpName
+from aks.cli.options import OpName, split_words
+from aks.core.measurement import Regime
 
-data = typer.Typer(help="List, check and merge measurements.", no_args_is_help=True)
+data = typer.Typer(help="List, check and merge measurements; write their problems.", no_args_is_help=True)
 
 
 @data.command("list")
@@ -89,3 +90,32 @@ def merge(
     known_op = find_op(op)
     rows = merge_tables(known_op, [read_table(path, known_op) for path in sources], out)
     print(f"{rows} rows written to {out}")
+
+
+@data.command()
+def problems(
+    files: Annotated[list[Path], typer.Argument(help="Parquet files, or stores that 'aks collect' wrote.")],
+    out: Annotated[Path, typer.Option(help="CSV file to write.")],
+    families: Annotated[str, typer.Option(help="Only those of these model families, comma-separated.")] = "",
+    lacking: Annotated[Regime | None, typer.Option(help="Only those not measured in this regime.")] = None,
+    op: OpName = "gemm",
+) -> None:
+    """Write which problems were measured, for 'aks collect --problems': again, elsewhere, or in another regime.
+
+    \b
+    Examples:
+      aks data problems data/gemm/h200.parquet --out problems.csv
+      aks data problems data/gemm/h200.parquet --lacking chain --out more.csv
+    """
+    import pyarrow as pa
+
+    from aks.collect.datafile import read_table
+    from aks.data.problems import problems_of, write_problems
+    from aks.ops import find_op
+
+    known_op = find_op(op)
+    table = pa.concat_tables([read_table(path, known_op) for path in files])
+    names = split_words(families, "family") if families else ()
+    found = problems_of(table, known_op, families=names, lacking=lacking)
+    write_problems(found, out)
+    print(f"{found.num_rows} problems written to {out}")

@@ -7,7 +7,7 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 from aks.core.errors import DataError, InvalidProblemError, require
 from aks.core.problem import Problem
 from aks.ops.op import Op
+
+FAMILIES = "families"
+"""The column of a CSV file that is no field of a problem."""
 
 
 class Workload(NamedTuple):
@@ -36,10 +39,12 @@ def row_alignment(n: int, k: int) -> int:
 
 
 def problems_from_csv(op: Op, path: str | Path) -> list[Workload]:
-    """The problems in a CSV file whose columns are named as the problem's fields; the file's name is their family.
+    """The problems in a CSV file whose columns are named as the problem's fields.
 
     Columns that are left out have the problem's defaults, except that weights are static and the
-    alignment is that of contiguous rows. A row that comes twice counts once.
+    alignment is that of contiguous rows. A column ``families`` names each problem's model families,
+    separated by semicolons; without it, the file's name is the family of all. A row that comes twice
+    counts once.
 
     Raises
     ------
@@ -50,7 +55,8 @@ def problems_from_csv(op: Op, path: str | Path) -> list[Workload]:
     """
     path = Path(path)
     known = [field.name for field in fields(op.problem_type)]
-    problems: dict[Problem, None] = {}
+    family = path.stem.replace(";", "-")
+    problems: dict[Problem, tuple[str, ...]] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -58,32 +64,38 @@ def problems_from_csv(op: Op, path: str | Path) -> list[Workload]:
             _check_header(header, known, op, path)
             for cells in reader:
                 if cells:
-                    problems[_problem_of_cells(op, header, cells, f"{path}, line {reader.line_num}")] = None
+                    place = f"{path}, line {reader.line_num}"
+                    _check_cells(header, cells, place)
+                    row = dict(zip(header, cells, strict=True))
+                    families = row.pop(FAMILIES, family).split(";")
+                    problems[_problem_of_row(op, row, place)] = tuple(filter(None, map(str.strip, families)))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}; wanted a CSV file with columns {', '.join(known)}") from error
     if not problems:
         raise DataError(f"{path} has no problems below its header; write one a line")
-    family = path.stem.replace(";", "-")
-    return [Workload(problem, (family,)) for problem in problems]
+    return [Workload(*entry) for entry in problems.items()]
 
 
 def _check_header(header: Sequence[str], known: Sequence[str], op: Op, path: Path) -> None:
     wanted = f"the first line names columns out of {', '.join(known)}; {', '.join(op.problem_type.AXES)} must be there"
     if not header:
         raise DataError(f"{path} is empty; {wanted}")
-    unknown = [name for name in header if name not in known]
+    unknown = [name for name in header if name not in (*known, FAMILIES)]
     if unknown:
         raise DataError(f"{path}, line 1: unknown column {', '.join(map(repr, unknown))}; {wanted}")
     if len(set(header)) < len(header) or not set(op.problem_type.AXES) <= set(header):
         raise DataError(f"{path}, line 1: columns are {', '.join(header)}; {wanted}, and none twice")
 
 
-def _problem_of_cells(op: Op, header: Sequence[str], cells: Sequence[str], place: str) -> Problem:
+def _check_cells(header: Sequence[str], cells: Sequence[str], place: str) -> None:
     if len(cells) != len(header):
         raise InvalidProblemError(f"{place}: {len(cells)} cells; the header has {len(header)}")
+
+
+def _problem_of_row(op: Op, texts: Mapping[str, str], place: str) -> Problem:
     row: dict[str, Any] = {"static_weights": True}
-    for name, cell in zip(header, cells, strict=True):
-        row[name] = _value(op, name, cell.strip(), place)
+    for name, text in texts.items():
+        row[name] = _value(op, name, text.strip(), place)
     if "alignment" not in row and "n" in row and "k" in row:
         row["alignment"] = row_alignment(row["n"], row["k"])
     try:

@@ -41,7 +41,8 @@ FIRST_LOOK_LAUNCHES = 8
 class Racing:
     """When candidates are dropped, and how many samples the others get.
 
-    After a first look with a short graph, candidates slower than ``first`` x the best stop; after
+    After a first look with a short graph, candidates that are slower than ``first`` x the best, and
+    are so again at a second look, stop (one disturbed sample is no reason to drop a config); after
     ``early`` samples of the full graph, those slower than ``second`` x; those within ``final`` x get
     ``samples`` in all.
     """
@@ -66,6 +67,10 @@ class _Candidate:
     @property
     def latency_us(self) -> float:
         return median(self.samples_us)
+
+    def drop(self) -> None:
+        """It takes no more part; its graph's memory is given back."""
+        self.out, self.graph = True, None
 
 
 class Timer:
@@ -180,7 +185,12 @@ class Timer:
             starting(racer.config)
             self._capture(racer, num_launches, neighbours)
         self._sample(racers, neighbours, starting)
-        self._drop(racers, self.racing.first)
+        bound_us = min(racer.latency_us for racer in racers) * self.racing.first
+        losers = [racer for racer in racers if not self._keeps(racer, bound_us)]
+        self._sample(losers, neighbours, starting)
+        for racer in losers:
+            if min(racer.samples_us) > bound_us:
+                racer.drop()
 
     def _race(self, racers: list[_Candidate], num_launches, neighbours, starting) -> None:
         racing = self.racing
@@ -200,9 +210,8 @@ class Timer:
     def _drop(self, racers: list[_Candidate], factor: float) -> None:
         best = min(racer.latency_us for racer in racers)
         for racer in racers:
-            racer.out = not self._keeps(racer, best * factor)
-            if racer.out:
-                racer.graph = None
+            if not self._keeps(racer, best * factor):
+                racer.drop()
 
     def _keeps(self, racer: _Candidate, bound_us: float) -> bool:
         # The vendor's call is what everything is compared with, so it always gets all samples.

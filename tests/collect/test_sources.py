@@ -40,6 +40,11 @@ def test_a_csv_may_name_every_field(csv_file):
     assert rows == [first, first | {"static_weights": True}]
 
 
+def test_a_csv_may_name_families(csv_file):
+    workloads = problems_from_csv(OP, csv_file("families,m,n,k\nllama-3; phi,1,64,128\n,2,64,128\n"))
+    assert [workload.families for workload in workloads] == [("llama-3", "phi"), ()]
+
+
 @pytest.mark.parametrize(
     ("text", "error", "message"),
     [

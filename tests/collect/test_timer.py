@@ -26,6 +26,7 @@ class FakeGpu:
         self.latency_us = latency_us
         self.drift = drift
         self.now = 0.0
+        self.disturbances: list[float] = []
         self.launched: list[tuple[Config, int]] = []
         self.recording: SimpleNamespace | None = None
 
@@ -48,6 +49,8 @@ class FakeGpu:
 
     def replay_us(self, graph) -> float:
         took = graph.cost * (1 + self.drift * self.now)
+        if self.disturbances:
+            took += self.disturbances.pop(0)
         self.now += took
         return took
 
@@ -72,10 +75,19 @@ def test_hopeless_candidates_stop_early_and_the_best_get_all_samples(monkeypatch
     best, near, behind, hopeless = configs(4)
     gpu = FakeGpu({best: 10.0, near: 10.3, behind: 11.2, hopeless: 20.0})
     racers = {r.config: r for r in race(monkeypatch, gpu, Racing(1.4, 1.15, 1.06, 3, 9))}
-    assert [len(racers[c].samples_us) for c in (best, near, behind, hopeless)] == [9, 9, 3, 1]
+    assert [len(racers[c].samples_us) for c in (best, near, behind, hopeless)] == [9, 9, 3, 2]
     assert [racers[c].out for c in (best, near, behind, hopeless)] == [False, False, False, True]
     assert racers[hopeless].num_launches == 8 and racers[best].num_launches == 40
     assert racers[near].latency_us == pytest.approx(10.3)
+
+
+def test_one_disturbed_sample_drops_nothing(monkeypatch) -> None:
+    best, disturbed = configs(2)
+    gpu = FakeGpu({best: 10.0, disturbed: 10.2})
+    gpu.disturbances = [0.0, 500.0]  # of the first sample of each
+    racers = race(monkeypatch, gpu, Racing())
+    assert [(racer.out, len(racer.samples_us)) for racer in racers] == [(False, 9), (False, 9)]
+    assert racers[1].latency_us == pytest.approx(10.2)
 
 
 def test_the_vendor_is_never_dropped(monkeypatch) -> None:

@@ -1,0 +1,41 @@
+"""The problems of a table, as they can be collected again."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from aks.collect.sources import problems_from_csv
+from aks.core.errors import DataError
+from aks.core.measurement import Regime
+from aks.data.problems import problems_of, write_problems
+from tests.collect.scene import CONFIGS, OP, race
+from tests.data.tables import table_of
+
+
+def with_families(m: int, *families: str):
+    return [dataclasses.replace(record, families=families) for record in race(m)]
+
+
+def test_each_problem_is_written_once_and_read_back_with_its_families(tmp_path):
+    table = table_of([*with_families(2, "llama-3", "phi"), *with_families(1, "phi"), *race(1, run_id="tuesday")])
+    assert table.num_rows == 3 * len(CONFIGS)
+    write_problems(problems_of(table, OP), tmp_path / "problems.csv")
+    again = problems_from_csv(OP, tmp_path / "problems.csv")
+    assert [workload.problem for workload in again] == [race(1)[0].measurement.problem, race(2)[0].measurement.problem]
+    assert again[1].families == ("llama-3", "phi")
+    assert "phi" in again[0].families
+
+
+def test_problems_are_chosen_by_family_and_by_what_they_lack():
+    table = table_of([*with_families(1, "phi"), *with_families(2, "llama-3")])
+    assert problems_of(table, OP, families={"phi"})["m"].to_pylist() == [1]
+    assert problems_of(table, OP, lacking=Regime.CHAIN)["m"].to_pylist() == [1, 2]
+    with pytest.raises(DataError, match="no such problem among 2; families there: llama-3, phi"):
+        problems_of(table, OP, lacking=Regime.COLD)
+
+
+def test_a_file_that_cannot_be_written_is_told(tmp_path):
+    with pytest.raises(DataError, match="cannot write"):
+        write_problems(problems_of(table_of(race(1)), OP), tmp_path / "nowhere" / "x.csv")
