@@ -55,8 +55,8 @@ Node = Split | Leaf
 
 
 def round_slowdown(value: float | None) -> float | None:
-    """An expected slowdown in thousandths, far below what can be measured; 1 for less, which is noise."""
-    return None if value is None else max(1.0, round(value, 3))
+    """An expected slowdown in whole percent, no finer than two runs agree on; 1 for less, which is noise."""
+    return None if value is None else max(1.0, round(value, 2))
 
 
 @dataclass(frozen=True, slots=True)

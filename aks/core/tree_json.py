@@ -1,16 +1,19 @@
 """The tree as JSON, ``tree.json``: compact, and read back with every part checked.
 
-Nodes lie in preorder, so their shape needs no child pointers and can have no cycle: ``feature`` has
--1 for a leaf, ``threshold`` one entry a split. Of the leaves, in the same order: ``ranking`` one
-after the other, each ended by the vendor's 0; ``expected_slowdown`` for each entry of ``ranking``, in
-thousandths over 1; ``count`` for each leaf; ``abstain`` the numbers of those that do. ``configs``
-starts with the vendor's row; of the others there is a bit mask of the fields that differ from it (the
-first field is bit 0), then their values. A choice is an index into ``config_choices``.
+Nodes lie in preorder, so their shape needs no child pointers and can have no cycle: ``feature`` has a
+symbol for each, ``.`` for a leaf; ``threshold`` one entry a split. Of the leaves, in the same order:
+``ranking`` one after the other, a symbol a config, each ended by the vendor's ``0``;
+``expected_slowdown`` for each of those, in percent over 1, -1 where it is not known; ``count`` for each
+leaf; ``abstain`` the numbers of those that do. A symbol stands for its position in ``SYMBOLS``: 0 to 9,
+a to z, A to Z, and so on. ``configs`` starts with the vendor's row; of the others there is a bit mask of
+the fields that differ from it (the first field is bit 0), then their values. A choice is an index into
+``config_choices``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import string
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from aks.core import clauses
@@ -18,12 +21,15 @@ from aks.core.errors import ArtifactError, FormulaError
 from aks.core.features import Feature
 from aks.core.tree import MAX_DEPTH, MAX_SLOWDOWN, VENDOR, Leaf, Node, Parameter, Split, Tree
 
-FORMAT, VERSION = "aks-tree", 2
+FORMAT, VERSION = "aks-tree", 3
+SYMBOLS = string.digits + string.ascii_letters + "!#$%&()*+,-/:;<=>?@[]^_`{|}~"
+"""What numbers are written as where there are many: JSON needs no escape for any. Neither ``.`` nor quotes."""
+_LEAF = "."
 MAX_FORMULA = 2000
 """Characters; Python's parser recurses, so a longer text is refused before it gets there."""
 
-_STEPS = 1000  # of a slowdown, for each 1: ``tree.round_slowdown``
-_LEAF_PARTS = ("ranking", "expected_slowdown", "count", "abstain")
+_STEPS = 100  # of a slowdown, for each 1: ``tree.round_slowdown``
+_UNKNOWN = -1
 
 
 def to_json(tree: Tree) -> dict[str, Any]:
@@ -31,6 +37,11 @@ def to_json(tree: Tree) -> dict[str, Any]:
 
     It comes back equal if its slowdowns are as ``round_slowdown`` gives them and its features have no
     ``doc``, as ``export`` makes them.
+
+    Raises
+    ------
+    ArtifactError
+        If it has more configs or features than there are symbols.
     """
     nodes = list(tree.nodes())
     leaves = [node for node in nodes if isinstance(node, Leaf)]
@@ -47,11 +58,11 @@ def to_json(tree: Tree) -> dict[str, Any]:
         "configs": _configs_to_json(tree),
         "legality": clauses.pack(tree.legality),
         "features": [[feature.name, feature.formula] for feature in tree.features],
-        "feature": [node.feature if isinstance(node, Split) else -1 for node in nodes],
+        "feature": "".join(_symbols([node.feature]) if isinstance(node, Split) else _LEAF for node in nodes),
         "threshold": [node.threshold for node in nodes if isinstance(node, Split)],
         "leaves": {
-            "ranking": [index for leaf in leaves for index in leaf.ranking],
-            "expected_slowdown": [_thousandths(value) for leaf in leaves for value in leaf.expected_slowdown],
+            "ranking": "".join(_symbols(leaf.ranking) for leaf in leaves),
+            "expected_slowdown": [_percent(value) for leaf in leaves for value in leaf.expected_slowdown],
             "count": [leaf.count for leaf in leaves],
             "abstain": [number for number, leaf in enumerate(leaves) if leaf.abstain],
         },
@@ -81,8 +92,15 @@ def _configs_to_json(tree: Tree) -> list[list[int]]:
     return rows
 
 
-def _thousandths(slowdown: float | None) -> int | None:
-    return None if slowdown is None else round((slowdown - 1) * _STEPS)
+def _percent(slowdown: float | None) -> int:
+    return _UNKNOWN if slowdown is None else round((slowdown - 1) * _STEPS)
+
+
+def _symbols(numbers: Iterable[int]) -> str:
+    try:
+        return "".join(SYMBOLS[number] for number in numbers)
+    except IndexError:
+        raise ArtifactError(f"a tree has at most {len(SYMBOLS)} configs and features; lower max_portfolio") from None
 
 
 def from_json(document: dict[str, Any]) -> Tree:
@@ -130,6 +148,11 @@ def _formula(text: Any) -> str:
     return text
 
 
+def _numbers(text: Any) -> list[int]:
+    """The positions of symbols; -1 for one that is none."""
+    return [SYMBOLS.find(symbol) for symbol in _text(text)]
+
+
 def _list(value: Any) -> list:
     if not isinstance(value, list):
         raise ArtifactError(f"the tree has {str(value)[:40]!r} where a list is wanted")
@@ -166,7 +189,7 @@ def _read_configs(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _read_nodes(document: dict[str, Any]) -> Node:
-    features, thresholds = iter(_list(document["feature"])), iter(_list(document["threshold"]))
+    features, thresholds = iter(_text(document["feature"])), iter(_list(document["threshold"]))
     leaves = _read_leaves(document["leaves"])
     root = _read_node(features, thresholds, leaves, 0)
     if any(True for rest in (features, thresholds, leaves) for _ in rest):
@@ -174,19 +197,21 @@ def _read_nodes(document: dict[str, Any]) -> Node:
     return root
 
 
-def _read_node(features: Iterator[Any], thresholds: Iterator[Any], leaves: Iterator[Leaf], depth: int) -> Node:
+def _read_node(features: Iterator[str], thresholds: Iterator[Any], leaves: Iterator[Leaf], depth: int) -> Node:
     if depth > MAX_DEPTH:
         raise ArtifactError(f"the tree is deeper than {MAX_DEPTH} levels; distil a smaller one")
-    feature = _integer(next(features))
-    if feature == -1:
+    symbol = next(features)
+    if symbol == _LEAF:
         return next(leaves)
+    (feature,) = _numbers(symbol)
     threshold = _integer(next(thresholds))
     left = _read_node(features, thresholds, leaves, depth + 1)
     return Split(feature, threshold, left, _read_node(features, thresholds, leaves, depth + 1))
 
 
 def _read_leaves(parts: dict[str, Any]) -> Iterator[Leaf]:
-    entries, slowdowns, counts, abstain = (_list(parts[name]) for name in _LEAF_PARTS)
+    entries = _numbers(parts["ranking"])
+    slowdowns, counts, abstain = (_list(parts[name]) for name in ("expected_slowdown", "count", "abstain"))
     if len(entries) != len(slowdowns) or len(counts) != entries.count(VENDOR) or entries[-1:] != [VENDOR]:
         raise ArtifactError(
             f"the tree has {len(counts)} leaves, rankings of {len(entries)} configs, {entries.count(VENDOR)} of them "
@@ -199,13 +224,13 @@ def _read_leaves(parts: dict[str, Any]) -> Iterator[Leaf]:
     leaves = []
     for number, count in enumerate(counts):
         start, end = end, entries.index(VENDOR, end) + 1
-        ranking = tuple(map(_integer, entries[start:end]))
+        ranking = tuple(entries[start:end])
         slowdown = tuple(map(_slowdown, slowdowns[start:end]))
         leaves.append(Leaf(ranking, slowdown, _integer(count), number in abstaining))
     return iter(leaves)
 
 
-def _slowdown(thousandths: Any) -> float | None:
-    if thousandths is None:
+def _slowdown(percent: Any) -> float | None:
+    if _integer(percent) == _UNKNOWN:
         return None
-    return (_STEPS + _below(thousandths, (MAX_SLOWDOWN - 1) * _STEPS + 1, "a slowdown of thousandths")) / _STEPS
+    return (_STEPS + _below(percent, (MAX_SLOWDOWN - 1) * _STEPS + 1, "a slowdown of percent")) / _STEPS

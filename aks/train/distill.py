@@ -81,7 +81,6 @@ def distil(
     columns: NDArray[np.intp],
     legal: NDArray[np.bool_],
     examples: Examples,
-    groups: NDArray[np.intp],
     shape: Shape,
     rule: LeafRule,
     seed: int = 0,
@@ -91,7 +90,6 @@ def distil(
     Growing looks at the costs of all configs in ``rows``, also those that are not at ``columns``, the
     portfolio: how their costs change says where choices change. legal [R, N, K]: patterns of legality of
     the rows, over the portfolio, for callers who promise more or less. examples: the first rows, measured.
-    groups: the family of each of them.
     """
     tree = grow(rows, shape, seed)
     rows = rows.over(columns)
@@ -101,5 +99,5 @@ def distil(
     for node in np.flatnonzero(tree.feature < 0):
         members = np.flatnonzero(reached == node)
         demands = np.unique(np.concatenate(list(legal[:, members])), axis=0)
-        leaves[int(node)] = fill_leaf(rows, members, examples, groups, demands, rule)
+        leaves[int(node)] = fill_leaf(rows, members, examples, demands, rule)
     return DistilledTree(tree, leaves)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from aks.train.classifier import RegretClassifier, fit_classifier
 from aks.train.dataset import TrainingSet
@@ -16,7 +15,6 @@ from aks.train.growth import Shape
 from aks.train.latency import fit_latency_model
 from aks.train.leaves import LeafRule
 from aks.train.portfolio import Portfolio, select_portfolio
-from aks.train.splits import SAMPLE
 from aks.train.teacher import imagine
 
 
@@ -80,18 +78,8 @@ def fit(
         columns,
         np.stack([declared, undeclared]),
         examples,
-        family_groups(training_set),
         options.shape,
         options.leaf,
         seed,
     )
     return Fitted(portfolio, examples, classifier, tree)
-
-
-def family_groups(training_set: TrainingSet) -> NDArray[np.intp]:
-    """[P]: a number for the family of each problem, the first by name; random shapes count by weights."""
-    names = [
-        min(families - {SAMPLE}, default=f"{SAMPLE} {tuple(axes)}")
-        for families, axes in zip(training_set.families, training_set.axes[:, 1:].tolist(), strict=True)
-    ]
-    return np.unique(np.array(names), return_inverse=True)[1]

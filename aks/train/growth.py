@@ -38,8 +38,8 @@ class Shape:
     """Limits of a tree. min_weight: the least summed weight of a node's rows."""
 
     max_depth: int = 10
-    max_leaves: int = 530
-    min_weight: float = 3.0
+    max_leaves: int = 740
+    min_weight: float = 1.0
 
 
 @dataclass(frozen=True)

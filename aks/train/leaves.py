@@ -18,17 +18,14 @@ _RUNNERS_UP = 2
 
 @dataclass(frozen=True)
 class LeafRule:
-    """When a config may displace the vendor's.
+    """When a config may displace the vendor's, judged over the leaf's measured and imagined problems.
 
-    noise: it must be expected to be faster by more than this (in nats, so 0.01 is 1 %), over the leaf's measured
-    and imagined problems. max_harmed: and, where the leaf has min_count measured problems, be more than
-    2 % slower than the vendor's on at most this share of them, each family scored with the class that
-    the leaf would name without it.
+    noise: it must be expected to be faster by more than this (in nats, so 0.01 is 1 %). max_harmed: it
+    must be more than 2 % slower than the vendor's on at most this share of them.
     """
 
     noise: float = 0.01
-    max_harmed: float = 0.34
-    min_count: int = 3
+    max_harmed: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,6 @@ def fill_leaf(
     rows: Rows,
     members: NDArray[np.intp],
     examples: Examples,
-    groups: NDArray[np.intp],
     demands: NDArray[np.bool_],
     rule: LeafRule,
 ) -> Leaf:
@@ -60,14 +56,15 @@ def fill_leaf(
     ties. Those no better than the vendor are left out. demands [D, K]: distinct patterns of legality
     in the leaf; of the rest, a class is named if some pattern needs it, or as a first runner-up.
     """
-    totals = (rows.cost[members] * rows.weight[members, None]).sum(axis=0)
+    cost, weight = rows.cost[members], rows.weight[members]
+    totals = (cost * weight[:, None]).sum(axis=0)
     measured = members[rows.measured[members]]
     slowdown = _mean_slowdown(examples, measured)
     order = [int(c) for c in np.argsort(totals, kind="stable") if totals[c] < totals[0]]
-    expected_gain = (totals[0] - totals.min()) / max(rows.weight[members].sum(), 1e-9)
-    safe = expected_gain > rule.noise and (
-        len(measured) < rule.min_count or _harmed(totals, rows, examples, measured, groups) <= rule.max_harmed
-    )
+    everything = max(weight.sum(), 1e-9)
+    expected_gain = (totals[0] - totals.min()) / everything
+    harmed = weight[cost[:, totals.argmin()] > cost[:, 0] + np.log1p(SLOWER_MARGIN)].sum() / everything
+    safe = expected_gain > rule.noise and harmed <= rule.max_harmed
     abstain = bool(order) and not safe
     ranking = (*(() if abstain else _needed(order, demands)), 0)
     expected = tuple(round_slowdown(float(slowdown[c])) if np.isfinite(slowdown[c]) else None for c in ranking)
@@ -79,26 +76,6 @@ def _mean_slowdown(examples: Examples, measured: NDArray[np.intp]) -> NDArray[np
     ran = np.isfinite(slowdown)
     count = ran.sum(axis=0)
     return np.where(count > 0, np.where(ran, slowdown, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
-
-
-def _harmed(
-    totals: NDArray[np.float64],
-    rows: Rows,
-    examples: Examples,
-    measured: NDArray[np.intp],
-    groups: NDArray[np.intp],
-) -> float:
-    """Share of the measured problems that a choice made without their family would slow down."""
-    usable = np.where(np.isfinite(examples.latency_us[measured]), examples.latency_us[measured], np.inf)
-    speedup = examples.baseline_us[measured, None] / usable
-    speedup[~examples.inputs.legal[measured]] = 1.0  # the vendor's runs instead
-    harmed = np.zeros(len(measured), dtype=bool)
-    for group in np.unique(groups[measured]):
-        inside = groups[measured] == group
-        own = rows.cost[measured[inside]] * rows.weight[measured[inside], None]
-        favourite = (totals - own.sum(axis=0)).argmin()
-        harmed[inside] = speedup[inside, favourite] < 1 / (1 + SLOWER_MARGIN)
-    return float(harmed.mean())
 
 
 def _needed(order: list[int], demands: NDArray[np.bool_]) -> tuple[int, ...]:

@@ -74,10 +74,18 @@ def large_tree(leaves: int, configs: int) -> Tree:
     )
 
 
-def test_400_leaves_over_64_configs_fit_the_limit():
-    tree = large_tree(400, 64)
+def test_550_leaves_over_64_configs_fit_the_limit():
+    tree = large_tree(550, 64)
     assert reread(tree) == tree
     assert len(artifact.dump(tree_json.to_json(tree))) <= 16 * 1024
+
+
+def test_more_configs_than_symbols_are_refused():
+    count = len(tree_json.SYMBOLS)
+    widest = stump(Leaf((count - 1, 0), (1.0, 1.0), 1), configs=count)
+    assert reread(widest) == widest
+    with pytest.raises(ArtifactError, match=r"at most 90 configs.*max_portfolio"):
+        tree_json.to_json(stump(Leaf((count, 0), (1.0, 1.0), 1), configs=count + 1))
 
 
 @every_op
@@ -89,13 +97,13 @@ def test_lowered_trees_survive(op: Op, seed: int):
 
 @pytest.mark.parametrize("leaves", [1, 2, 3])
 def test_small_trees_survive(leaves: int):
-    tree = stump(*(Leaf((2, 1, 0), (None, 1.0, 1.012 + i), i) for i in range(leaves - 1)), Leaf((0,), (None,), 0, True))
+    tree = stump(*(Leaf((2, 1, 0), (None, 1.0, 1.01 + i), i) for i in range(leaves - 1)), Leaf((0,), (None,), 0, True))
     assert reread(tree) == tree
 
 
-def test_slowdowns_are_kept_in_thousandths():
-    document = tree_json.to_json(stump(Leaf((2, 1, 0), (1.0, 1.01249, None), 4), Leaf((0,), (3.5,), 1)))
-    assert document["leaves"]["expected_slowdown"] == [0, 12, None, 2500]
+def test_slowdowns_are_kept_in_percent():
+    document = tree_json.to_json(stump(Leaf((2, 1, 0), (1.0, 1.0149, None), 4), Leaf((0,), (3.5,), 1)))
+    assert document["leaves"]["expected_slowdown"] == [0, 1, -1, 250]
     for thousandths in (*range(3000), 10**6 + 1, (MAX_SLOWDOWN - 1) * 1000):
         value = round_slowdown(1 + thousandths / 1000)
         tree = stump(Leaf((0,), (value,), 1))
