@@ -131,6 +131,7 @@ def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
         (["collect", "--problems", "none.csv"], ["none.csv"]),
         (["collect", "--from-model", "no_such_module:make"], ["no_such_module"]),
         (["collect", "--num-problems", "0"], ["--num-problems"]),
+        (["collect", "--sms", "0"], ["--sms"]),
         (["train", "--op", "conv"], ["no op 'conv'"]),
         (["train", "--data", "none.parquet"], ["none.parquet"]),
         (["export", "none.json"], ["none.json", "aks train"]),

@@ -37,6 +37,7 @@ def collect(
         Path | None, typer.Option(help="selector.json or exported folder: measure its portfolio alone.", exists=True)
     ] = None,
     device: Annotated[str, typer.Option(help="Row of devices.toml to take the visible GPU for.")] = "",
+    sms: Annotated[int | None, typer.Option(min=1, help="Measure on this many SMs: a partition of the GPU.")] = None,
     run_group: Annotated[str, typer.Option(help="A new name measures again what is there already.")] = "",
 ) -> None:
     """Measure kernel configs on the GPU of this machine.
@@ -48,6 +49,7 @@ def collect(
       aks collect --minutes 30 --out runs/h200.db
       aks collect --families llama-3,qwen-3 --dtypes bf16,fp16 --num-problems 400
       aks collect --problems shapes.csv --regimes cold,warm,chain
+      aks collect --sms 64 --out runs/h200-64sm.db
       aks collect --from-model my_models:make --configs-from models/gemm/h200
     """
     from aks.collect.environment import current_environment
@@ -61,7 +63,7 @@ def collect(
         known_op,
         workloads,
         out=out,
-        device=_device(device),
+        device=_device(device, sms),
         environment=current_environment(),
         regimes=chosen_regimes,
         configs=_portfolio(known_op, configs_from) if configs_from else None,
@@ -70,26 +72,25 @@ def collect(
     )
 
 
-def _device(name: str) -> DeviceSpec:
-    """The visible GPU, by the facts of ``name`` if one is given.
+def _device(name: str, sms: int | None) -> DeviceSpec:
+    """The visible GPU, by the facts of ``name`` if one is given; or ``sms`` of its SMs.
 
     Raises
     ------
     UnknownDeviceError
-        If there is no such name or no GPU, or the two are different GPUs.
+        If there is no such name or no GPU, the two are different GPUs, or have not that many SMs.
     """
     from aks.core.device import current_device, find_device
 
     named = find_device(name) if name else None
     visible = current_device()
-    if named is None:
-        return visible
-    if (named.capability, named.sm_count) != (visible.capability, visible.sm_count):
+    device = named or visible
+    if named and (named.capability, named.sm_count) != (visible.capability, visible.sm_count):
         raise UnknownDeviceError(
             f"the visible GPU is {visible.name!r} with {visible.sm_count} SMs of capability {visible.capability}; "
             f"{named.name!r} has {named.sm_count} of {named.capability}: leave --device out"
         )
-    return named
+    return device.partition(sms) if sms else device
 
 
 def _workloads(

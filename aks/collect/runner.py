@@ -256,7 +256,7 @@ class _Run:
 
     def _ready_worker(self) -> Worker:
         if self.worker is None:
-            self.worker = Worker(self.measure, self.op)
+            self.worker = Worker(self.measure, self.op, self.device)
             self.worker.wait_ready()
         return self.worker
 

@@ -20,6 +20,7 @@ from triton.compiler.errors import CompilationError
 from triton.runtime.errors import OutOfResources, PTXASError
 
 from aks.collect.outcome import Outcome, WorkerPoisonedError
+from aks.collect.partition import stream_on
 from aks.core import formula
 from aks.core.config import Config
 from aks.core.device import DeviceSpec, current_device
@@ -80,7 +81,8 @@ class Timer:
         self.op = op
         self.device = device or current_device()
         self.racing = racing or Racing()
-        self.stream = torch.cuda.Stream()
+        self.stream, self._partition = stream_on(self.device)
+        self.aside = torch.cuda.Stream() if self._partition else self.stream
         self.pool = torch.cuda.graph_pool_handle()
         self.scratch = op.launch.Scratch(torch.device("cuda", torch.cuda.current_device()))
         self.window = 0
@@ -111,14 +113,16 @@ class Timer:
         limit_us = max(2.0, self.op.limit_us(problem, self.device))
         self.copies = self._copies(problem, regime)
         try:
-            inputs = self.op.reference.make_inputs(problem, copies=self.copies)
+            with self._on_all_sms():
+                inputs = self.op.reference.make_inputs(problem, copies=self.copies)
         except torch.OutOfMemoryError as error:
             for config in configs:
                 yield Outcome(Measurement(problem, config, regime, Status.OUT_OF_RESOURCES, (), str(error)[:500]))
             return
         # Neighbours write x, always the same, so what is expected comes after them.
         neighbours = Neighbours(inputs, self.stream, self.pool) if regime is Regime.CHAIN else None
-        expected = self.op.reference.reference(problem, inputs.x, inputs.w[0])
+        with self._on_all_sms():
+            expected = self.op.reference.reference(problem, inputs.x, inputs.w[0])
         racers: list[_Candidate] = []
         for config in configs:
             starting(config)
@@ -140,6 +144,14 @@ class Timer:
             samples = tuple(racer.samples_us)
             yield Outcome(Measurement(problem, racer.config, regime, status, samples), racer.num_launches, clock)
 
+    @contextmanager
+    def _on_all_sms(self) -> Iterator[None]:
+        """For what is not timed: the current stream is one of the whole GPU, in order with the timed one."""
+        self.stream.synchronize()
+        with torch.cuda.stream(self.aside):
+            yield
+        self.aside.synchronize()
+
     def _copies(self, problem: Problem, regime: Regime) -> int:
         if regime is Regime.WARM:
             return 1
@@ -159,15 +171,19 @@ class Timer:
         try:
             launch = bind(0)
             handle = self.stream.cuda_stream
-            self.op.reference.poison(inputs.out)
+            with self._on_all_sms():
+                self.op.reference.poison(inputs.out)
             launch(handle)
-            wrong = self.op.reference.check(problem, inputs.out, expected)
-            if wrong:
-                return Status.WRONG_RESULT, wrong
-            first = inputs.out.clone()
-            self.op.reference.poison(inputs.out)
+            with self._on_all_sms():
+                wrong = self.op.reference.check(problem, inputs.out, expected)
+                if wrong:
+                    return Status.WRONG_RESULT, wrong
+                first = inputs.out.clone()
+                self.op.reference.poison(inputs.out)
             launch(handle)
-            if not torch.equal(first, inputs.out):
+            with self._on_all_sms():
+                same = torch.equal(first, inputs.out)
+            if not same:
                 return Status.NONDETERMINISTIC, "two launches on the same inputs differ"
             return Status.OK, ""
         except OutOfResources as error:
@@ -318,13 +334,19 @@ def _sm_clock_mhz() -> int:
         return 0
 
 
-_TIMERS: dict[str, Timer] = {}
+_TIMERS: dict[tuple[str, DeviceSpec], Timer] = {}
 
 
 def measure(
-    op: Op, problem: Problem, configs: Sequence[Config], regime: Regime, starting: Callable[[Config], None]
+    op: Op,
+    device: DeviceSpec,
+    problem: Problem,
+    configs: Sequence[Config],
+    regime: Regime,
+    starting: Callable[[Config], None],
 ) -> list[Outcome]:
-    """What a collecting worker calls: ``Timer.measure`` with one timer for each op of this process."""
-    if op.name not in _TIMERS:
-        _TIMERS[op.name] = Timer(op)
-    return _TIMERS[op.name].measure(problem, configs, regime, starting)
+    """What a collecting worker calls: ``Timer.measure`` with one timer for each op and device of this process."""
+    timer = _TIMERS.get((op.name, device))
+    if timer is None:
+        timer = _TIMERS[op.name, device] = Timer(op, device)
+    return timer.measure(problem, configs, regime, starting)

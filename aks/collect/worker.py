@@ -16,13 +16,14 @@ from typing import Any
 
 from aks.collect.outcome import Outcome, WorkerPoisonedError
 from aks.core.config import Config
+from aks.core.device import DeviceSpec
 from aks.core.errors import CollectError
 from aks.core.measurement import Regime, Status
 from aks.core.problem import Problem
 from aks.ops.op import Op
 
-Measure = Callable[[Op, Problem, Sequence[Config], Regime, Callable[[Config], None]], Iterable[Outcome]]
-"""Measures configs of a problem in a regime; tells its last argument each config that the GPU is about to run."""
+Measure = Callable[[Op, DeviceSpec, Problem, Sequence[Config], Regime, Callable[[Config], None]], Iterable[Outcome]]
+"""Measures configs of a problem on a device in a regime; tells its last argument each config that is about to run."""
 
 START_SECONDS = 300.0
 """A worker that has not imported what it measures with by then never will."""
@@ -89,7 +90,7 @@ def live_and_die_with_parent() -> None:
         threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def _serve(connection: Connection, measure_path: str, op: Op) -> None:
+def _serve(connection: Connection, measure_path: str, op: Op, device: DeviceSpec) -> None:
     """The worker's main function: measure what comes, tell what happens, until there is nothing more."""
     live_and_die_with_parent()
     try:
@@ -97,7 +98,7 @@ def _serve(connection: Connection, measure_path: str, op: Op) -> None:
         connection.send(_Ready())
         while (task := connection.recv()) is not None:
             problem, configs, regime = task
-            for outcome in measure(op, problem, configs, regime, lambda config: connection.send(_Started(config))):
+            for outcome in measure(op, device, problem, configs, regime, lambda c: connection.send(_Started(c))):
                 connection.send(outcome)
             connection.send(_Finished())
     except (EOFError, BrokenPipeError):
@@ -112,10 +113,12 @@ def _serve(connection: Connection, measure_path: str, op: Op) -> None:
 class Worker:
     """A running worker process. Races go to it one at a time; after a fault it is dead, and ``close`` is due."""
 
-    def __init__(self, measure: str, op: Op) -> None:
+    def __init__(self, measure: str, op: Op, device: DeviceSpec) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, measure, op), daemon=True, name="aks-measure")
+        self._process = context.Process(
+            target=_serve, args=(theirs, measure, op, device), daemon=True, name="aks-measure"
+        )
         self._process.start()
         theirs.close()  # so that reading ends when the worker does
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib import resources
 from typing import Any, Self
@@ -39,6 +39,23 @@ class DeviceSpec:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UnknownDeviceError(f"device {self.name!r} has {field.name}={value!r}; it must be an integer >= 1")
 
+    def partition(self, sm_count: int) -> Self:
+        """``sm_count`` of this GPU's SMs as a device: named ``h200-64sm``, with their share of the compute rate.
+
+        L2, bandwidth and what one SM has stay: partitions share the former. All SMs are the GPU itself.
+
+        Raises
+        ------
+        UnknownDeviceError
+            If the GPU has fewer SMs, or sm_count is below 1.
+        """
+        if sm_count == self.sm_count:
+            return self
+        if not 1 <= sm_count < self.sm_count:
+            raise UnknownDeviceError(f"no partition of {sm_count} SMs: {self.name!r} has {self.sm_count}, choose fewer")
+        rate = max(1, self.tflops_16bit * sm_count // self.sm_count)
+        return replace(self, name=f"{self.name}-{sm_count}sm", sm_count=sm_count, tflops_16bit=rate)
+
     @classmethod
     def from_row(cls, row: dict[str, Any]) -> Self:
         """The device in a mapping that has (at least) this type's fields, its name under ``device``."""
@@ -68,18 +85,29 @@ def known_devices() -> dict[str, DeviceSpec]:
 def find_device(name: str) -> DeviceSpec:
     """The row of ``devices.toml`` for ``name``: ours (``h200``) or the driver's (``NVIDIA H200``).
 
+    ``h200-64sm`` is a partition of it.
+
     Raises
     ------
     UnknownDeviceError
-        If there is none.
+        If there is none, or it has not that many SMs.
     """
     slug = device_slug(name)
+    whole, sm_count = split_partition(slug)
+    if sm_count:
+        return find_device(whole).partition(sm_count)
     try:
         return known_devices()[slug]
     except KeyError:
         raise UnknownDeviceError(
             f"no DeviceSpec for {name!r}; known: {', '.join(sorted(known_devices()))}; add a row to devices.toml"
         ) from None
+
+
+def split_partition(slug: str) -> tuple[str, int]:
+    """The GPU and the SM count of a partition's name: ``h200-64sm`` is 64 of ``h200``; 0 for a whole GPU."""
+    found = re.fullmatch(r"(.+)-(\d+)sm", slug)
+    return (found[1], int(found[2])) if found else (slug, 0)
 
 
 def device_slug(name: str) -> str:

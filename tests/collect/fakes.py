@@ -23,7 +23,7 @@ def log(line: str) -> None:
             file.write(line + "\n")
 
 
-def good(op, problem, configs, regime, starting):
+def good(op, device, problem, configs, regime, starting):
     """Measures everything; config at position i takes 10 + i microseconds."""
     for index, config in enumerate(configs):
         starting(config)
@@ -32,78 +32,78 @@ def good(op, problem, configs, regime, starting):
     log(f"{problem.m} {regime}")
 
 
-def slow(op, problem, configs, regime, starting):
+def slow(op, device, problem, configs, regime, starting):
     """``good``, 20 ms a race."""
     log(f"pid {os.getpid()}")
     time.sleep(0.02)
-    yield from good(op, problem, configs, regime, starting)
+    yield from good(op, device, problem, configs, regime, starting)
 
 
-def exits(op, problem, configs, regime, starting):
+def exits(op, device, problem, configs, regime, starting):
     """The process ends when it runs cublaslt algorithm 2."""
-    yield from _with_fault(op, problem, configs, regime, starting, lambda: os._exit(3))
+    yield from _with_fault(op, device, problem, configs, regime, starting, lambda: os._exit(3))
 
 
-def segfaults(op, problem, configs, regime, starting):
+def segfaults(op, device, problem, configs, regime, starting):
     """Algorithm 2 crashes, after algorithm 1 failed in an orderly way."""
-    yield from _with_fault(op, problem, configs, regime, starting, lambda: os.kill(os.getpid(), signal.SIGSEGV))
+    yield from _with_fault(op, device, problem, configs, regime, starting, lambda: os.kill(os.getpid(), signal.SIGSEGV))
 
 
-def hangs(op, problem, configs, regime, starting):
+def hangs(op, device, problem, configs, regime, starting):
     """Algorithm 2 never returns."""
-    yield from _with_fault(op, problem, configs, regime, starting, lambda: time.sleep(3600))
+    yield from _with_fault(op, device, problem, configs, regime, starting, lambda: time.sleep(3600))
 
 
-def poisons(op, problem, configs, regime, starting):
+def poisons(op, device, problem, configs, regime, starting):
     """Algorithm 2 makes the GPU unusable for this process."""
 
     def fault():
         raise WorkerPoisonedError("illegal memory access")
 
-    yield from _with_fault(op, problem, configs, regime, starting, fault)
+    yield from _with_fault(op, device, problem, configs, regime, starting, fault)
 
 
-def raises(op, problem, configs, regime, starting):
+def raises(op, device, problem, configs, regime, starting):
     """A mistake in the measuring code, on odd m only."""
     if problem.m % 2:
         starting(configs[0])
         raise TypeError("a mistake in the measuring code")
-    yield from good(op, problem, configs, regime, starting)
+    yield from good(op, device, problem, configs, regime, starting)
 
 
-def always_raises(op, problem, configs, regime, starting):
+def always_raises(op, device, problem, configs, regime, starting):
     """A mistake in the measuring code, on every problem."""
     raise TypeError("a mistake in the measuring code")
 
 
-def dies_before_starting(op, problem, configs, regime, starting):
+def dies_before_starting(op, device, problem, configs, regime, starting):
     """The process ends before any config ran, on odd m only."""
     log(f"{problem.m} {regime}")
     if problem.m % 2:
         os._exit(4)
-    yield from good(op, problem, configs, regime, starting)
+    yield from good(op, device, problem, configs, regime, starting)
 
 
-def vendor_dies(op, problem, configs, regime, starting):
+def vendor_dies(op, device, problem, configs, regime, starting):
     """The vendor's own call ends the process."""
     starting(op.vendor)
     os._exit(5)
     yield
 
 
-def all_die(op, problem, configs, regime, starting):
+def all_die(op, device, problem, configs, regime, starting):
     """Each config but the vendor's ends the process."""
     starting(next(config for config in configs if config != op.vendor))
     os._exit(6)
     yield
 
 
-def forgets_one(op, problem, configs, regime, starting):
+def forgets_one(op, device, problem, configs, regime, starting):
     """Gives no outcome of the last config."""
-    yield from good(op, problem, configs[:-1], regime, starting)
+    yield from good(op, device, problem, configs[:-1], regime, starting)
 
 
-def _with_fault(op, problem, configs, regime, starting, fault):
+def _with_fault(op, device, problem, configs, regime, starting, fault):
     for config in configs:
         starting(config)
         if config.algo == 1:

@@ -40,6 +40,28 @@ def test_a_device_is_found_by_either_name():
     assert find_device("NVIDIA H200") == H200
 
 
+def test_a_partition_is_a_device_with_fewer_sms():
+    part = H200.partition(66)
+    assert (part.name, part.sm_count, part.tflops_16bit) == ("h200-66sm", 66, 494)
+    same = {"name": "h200", "sm_count": 132, "tflops_16bit": 989}
+    assert replace(part, **same) == H200 == H200.partition(132)
+    assert find_device("h200-66sm") == part
+    assert DeviceSpec.from_row(part.to_row()) == part
+
+
+@pytest.mark.parametrize("sm_count", [0, -8, 133])
+def test_a_partition_has_some_of_the_sms(sm_count):
+    with pytest.raises(UnknownDeviceError, match=rf"no partition of {sm_count} SMs: 'h200' has 132"):
+        H200.partition(sm_count)
+
+
+def test_a_partition_of_an_unknown_device_is_refused():
+    with pytest.raises(UnknownDeviceError, match=r"'h300'; known"):
+        find_device("h300-64sm")
+    with pytest.raises(UnknownDeviceError, match="133 SMs"):
+        find_device("h200-133sm")
+
+
 def test_an_unknown_device_says_what_is_known_and_what_to_do():
     with pytest.raises(UnknownDeviceError, match=r"'h300'; known: .*h200.*; add a row to devices\.toml"):
         find_device("h300")
