@@ -6,7 +6,7 @@ from dataclasses import fields
 
 
 def devices() -> None:
-    """List the GPUs whose facts aks knows; others are read from the driver.
+    """List the GPUs whose facts aks knows, and where they are from; others are read from the driver.
 
     \b
     Examples:
@@ -15,10 +15,11 @@ def devices() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from aks.core.device import DeviceSpec, known_devices
+    from aks.core.device import DeviceSpec, device_sources, known_devices
 
-    known = known_devices().values()
-    table = Table("", *(device.name for device in known))
-    for field in fields(DeviceSpec)[1:]:
-        table.add_row(field.name, *(str(getattr(device, field.name)) for device in known))
+    facts = [field.name for field in fields(DeviceSpec)[1:]]
+    shown = [name for name in facts if len({getattr(device, name) for device in known_devices().values()}) > 1]
+    table = Table("device", *(name.replace("_", " ") for name in shown), "source")
+    for name, device in known_devices().items():
+        table.add_row(name, *(str(getattr(device, fact)) for fact in shown), device_sources()[name])
     Console().print(table)

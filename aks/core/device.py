@@ -11,6 +11,20 @@ from typing import Any, Self
 
 from aks.core.errors import UnknownDeviceError
 
+_PLAUSIBLE = {
+    "capability": (70, 200),
+    "sm_count": (1, 1024),
+    "l2_bytes": (1 << 18, 1 << 30),
+    "dram_gb_s": (50, 100_000),
+    "tflops_16bit": (1, 100_000),
+    "clock_mhz": (200, 5000),
+    "smem_bytes_per_sm": (1 << 14, 1 << 22),
+    "smem_bytes_per_block": (1 << 14, 1 << 22),
+    "registers_per_sm": (1 << 12, 1 << 20),
+    "max_threads_per_block": (32, 1 << 16),
+}
+"""Least and largest value of each fact: what is outside is a wrong unit or a slip."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeviceSpec:
@@ -35,9 +49,17 @@ class DeviceSpec:
 
     def __post_init__(self) -> None:
         for field in fields(self)[1:]:
-            value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UnknownDeviceError(f"device {self.name!r} has {field.name}={value!r}; it must be an integer >= 1")
+            value, (low, high) = getattr(self, field.name), _PLAUSIBLE[field.name]
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise UnknownDeviceError(
+                    f"device {self.name!r} has {field.name}={value!r}; it must be an integer from {low} to {high}: "
+                    "mind the unit in the name"
+                )
+        if self.smem_bytes_per_block > self.smem_bytes_per_sm:
+            raise UnknownDeviceError(
+                f"device {self.name!r} has smem_bytes_per_block={self.smem_bytes_per_block}; "
+                f"an SM has {self.smem_bytes_per_sm}"
+            )
 
     def partition(self, sm_count: int) -> Self:
         """``sm_count`` of this GPU's SMs as a device: named ``h200-64sm``, with their share of the compute rate.
@@ -78,8 +100,18 @@ class DeviceSpec:
 @cache
 def known_devices() -> dict[str, DeviceSpec]:
     """The rows of ``devices.toml`` by name."""
-    text = resources.files("aks.core").joinpath("devices.toml").read_text()
-    return {name: DeviceSpec(name=name, **row) for name, row in tomllib.loads(text).items()}
+    rows = {name: {fact: row[fact] for fact in row if fact != "source"} for name, row in _table().items()}
+    return {name: DeviceSpec(name=name, **row) for name, row in rows.items()}
+
+
+def device_sources() -> dict[str, str]:
+    """Where the facts of each row of ``devices.toml`` are from."""
+    return {name: row["source"] for name, row in _table().items()}
+
+
+@cache
+def _table() -> dict[str, dict[str, Any]]:
+    return tomllib.loads(resources.files("aks.core").joinpath("devices.toml").read_text())
 
 
 def find_device(name: str) -> DeviceSpec:

@@ -7,7 +7,7 @@ from operator import attrgetter
 
 import pytest
 
-from aks.core.device import DeviceSpec, device_slug, find_device, known_devices
+from aks.core.device import DeviceSpec, device_slug, device_sources, find_device, known_devices
 from aks.core.errors import UnknownDeviceError
 
 H200 = find_device("h200")
@@ -17,7 +17,11 @@ H200 = find_device("h200")
 def test_every_row_of_the_table_is_plausible(device):
     assert device_slug(device.name) == device.name
     assert device.smem_bytes_per_block <= device.smem_bytes_per_sm
-    assert 70 <= device.capability < 200
+    assert device_sources()[device.name]
+    # Operations of an SM in a clock by capability (architecture white papers); GeForce has half of it.
+    per_clock = {80: 2048, 86: 1024, 89: 1024, 90: 4096, 100: 8192, 120: 1024}[device.capability]
+    ratio = device.tflops_16bit * 1e6 / (device.sm_count * device.clock_mhz * per_clock)
+    assert any(abs(ratio / expected - 1) < 0.1 for expected in (1.0, 0.5)), ratio
     assert DeviceSpec.from_row(device.to_row()) == device
     assert "name" not in device.variables()
 
@@ -72,6 +76,19 @@ def test_an_unknown_device_says_what_is_known_and_what_to_do():
 def test_a_fact_is_a_positive_integer(value):
     with pytest.raises(UnknownDeviceError, match="sm_count"):
         replace(H200, sm_count=value)
+
+
+@pytest.mark.parametrize(
+    ("fact", "value"), [("l2_bytes", 60), ("dram_gb_s", 4_800_000), ("clock_mhz", 1), ("capability", 9)]
+)
+def test_a_fact_in_another_unit_is_refused(fact, value):
+    with pytest.raises(UnknownDeviceError, match=f"{fact}={value}; it must be an integer from .*mind the unit"):
+        replace(H200, **{fact: value})
+
+
+def test_a_block_has_no_more_shared_memory_than_an_sm():
+    with pytest.raises(UnknownDeviceError, match="smem_bytes_per_block=233473; an SM has 233472"):
+        replace(H200, smem_bytes_per_block=233473)
 
 
 def test_a_row_without_a_fact_is_refused():
