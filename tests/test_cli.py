@@ -134,6 +134,7 @@ def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
         (["collect", "--sms", "0"], ["--sms"]),
         (["train", "--op", "conv"], ["no op 'conv'"]),
         (["train", "--data", "none.parquet"], ["none.parquet"]),
+        (["train", "--max-portfolio", "91"], ["--max-portfolio", "90"]),
         (["export", "none.json"], ["none.json", "aks train"]),
         (["export", "none.json", "--device", "abacus"], ["no DeviceSpec for 'abacus'"]),
         (["evaluate", "--data", "none.parquet"], ["none.parquet"]),

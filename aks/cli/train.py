@@ -9,6 +9,7 @@ import typer
 
 from aks.cli.options import Data, OpName, RegimeName, Seed, command_line, data_paths, split_words
 from aks.core.measurement import Regime
+from aks.core.tree_json import SYMBOLS
 
 
 def train(
@@ -20,7 +21,7 @@ def train(
         str, typer.Option(help="Model families to hold out, comma-separated; default: a quarter of them.")
     ] = "",
     on_everything: Annotated[bool, typer.Option("--on-everything", help="Hold out nothing: no score.")] = False,
-    max_portfolio: Annotated[int, typer.Option(min=2, help="How many configs to keep at most.")] = 64,
+    max_portfolio: Annotated[int, typer.Option(min=2, max=len(SYMBOLS), help="How many configs to keep at most.")] = 64,
     seed: Seed = 0,
     track: Annotated[bool, typer.Option(help="Log the run to MLflow.")] = True,
     tracking_uri: Annotated[
