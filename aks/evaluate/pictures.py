@@ -21,12 +21,6 @@ from aks.evaluate.regret import ChooserScore
 
 MAIN_COLOUR = "#2f6fed"
 _LINES = ("#e07b39", "#2a9d74", "#b65fcf", "#c9a227", "#d6455d", "#4aa8c7", "#8a7f72", "#7a9a3a", "#9b6a9c", "#5f6f86")
-CONFIG_COLOURS = (
-    *("#9aa3b2", "#2f6fed", "#e07b39", "#2a9d74", "#b65fcf", "#c9a227", "#d6455d", "#4aa8c7"),
-    *("#8c6d46", "#7a9a3a", "#f09ab0", "#5448a8", "#13665c", "#f2b880", "#a3c4f3", "#733046"),
-)
-"""Colours of the configs that are picked most; the vendor comes first, grey."""
-OTHER_COLOUR = "#dfe3ea"
 
 _THEMES = {"light": ("#232936", "#dfe3ea"), "dark": ("#d5dae4", "#363d4a")}
 _FLOOR = 1e-4

@@ -16,10 +16,11 @@ from aks.core.tree import Tree
 from aks.evaluate import pictures
 from aks.evaluate.baselines import ORACLE
 from aks.evaluate.evaluation import Evaluation
-from aks.evaluate.pictures import CONFIG_COLOURS, OTHER_COLOUR, Picture
+from aks.evaluate.pictures import Picture
 from aks.evaluate.regret import ChooserScore
 from aks.evaluate.tables import DASH, band_title, device_names, noise_statement, percent, share, times
 from aks.train.dataset import TrainingSet
+from aks.train.pictures import OTHER_COLOUR, colour_configs
 from aks.train.scores import BANDS
 
 _GRID = (120, 72)
@@ -174,15 +175,12 @@ def _choices(evaluation: Evaluation) -> tuple[list[tuple[str, str, float]], Pict
     columns = _columns(tree, data)
     share = np.array([np.mean(picked == column) for column in columns])
     drawn = np.bincount(grid.ravel(), minlength=len(share)) / grid.size
-    # A portfolio has dozens, too many to tell apart: those that are picked most get a colour each.
     used = [0, *(np.lexsort((-drawn[1:], -share[1:])) + 1).tolist()]
     used = [i for i in used if share[i] or drawn[i]]
-    named, rest_of_them = used[: len(CONFIG_COLOURS)], used[len(CONFIG_COLOURS) :]
-    colour_of = dict(zip(named, CONFIG_COLOURS, strict=False))
-    rows = [(colour_of[i], data.configs[columns[i]].key(), float(share[i])) for i in named]
-    if rest_of_them:
+    named, colours = colour_configs(used, len(share))
+    rows = [(colours[i], data.configs[columns[i]].key(), float(share[i])) for i in named]
+    if rest_of_them := used[len(named) :]:
         rows.append((OTHER_COLOUR, f"{len(rest_of_them)} others", float(share[rest_of_them].sum())))
-    colours = [colour_of.get(i, OTHER_COLOUR) for i in range(len(share))]
     return rows, pictures.choice_map(axis, " · ".join(rest), (x, y, grid), (first, others), colours)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.colors import ListedColormap
@@ -20,19 +20,29 @@ from aks.train.fit import Fitted
 from aks.train.scores import BANDS, in_band
 
 _GRID = 120
-_COLOURS = (
-    "#b0b0b0",  # the vendor
-    *("#4e79a7", "#f28e2b", "#e15759", "#76b7b2", "#59a14f", "#edc948", "#b07aa1", "#ff9da7", "#9c755f", "#1f3b57"),
-    *("#8c510a", "#2d7f5e", "#7b2d5b", "#c7d36f", "#5e4fa2"),
+CONFIG_COLOURS = (
+    *("#9aa3b2", "#2f6fed", "#e07b39", "#2a9d74", "#b65fcf", "#c9a227", "#d6455d", "#4aa8c7"),
+    *("#8c6d46", "#7a9a3a", "#f09ab0", "#5448a8", "#13665c", "#f2b880", "#a3c4f3", "#733046"),
 )
-_OTHER = "#e8eaee"
+"""Colours of the configs that are picked most; the vendor comes first, grey."""
+OTHER_COLOUR = "#dfe3ea"
+
+
+def colour_configs(used: Sequence[int], count: int) -> tuple[list[int], list[str]]:
+    """Which of ``count`` configs get a colour of their own, and the colour of each of them all.
+
+    used: those that are picked, the vendor's first, then by use. A portfolio has dozens, too many to tell apart.
+    """
+    named = list(used[: len(CONFIG_COLOURS)])
+    colour_of = dict(zip(named, CONFIG_COLOURS, strict=False))
+    return named, [colour_of.get(index, OTHER_COLOUR) for index in range(count)]
 
 
 def portfolio_curve(curve: tuple[float, ...]) -> Figure:
     """Mean regret on the training problems of a perfect choice among the first configs, by their number."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(range(1, len(curve) + 1), 100 * np.array(curve), marker="o", color=_COLOURS[1])
+    axes.plot(range(1, len(curve) + 1), 100 * np.array(curve), marker="o", color=CONFIG_COLOURS[1])
     axes.set_yscale("log")
     axes.set(xlabel="configs in the portfolio", ylabel="mean regret of the best of them, %")
     axes.set_title("What a portfolio of each size could reach (training problems)")
@@ -48,7 +58,7 @@ def feature_importance(fitted: Fitted, names: list[str], top: int = 20) -> Figur
     ranked = sorted(values.items(), key=lambda entry: entry[1])[-top:]
     figure = Figure(figsize=(7, 0.28 * len(ranked) + 1.2), layout="constrained")
     axes = figure.subplots()
-    axes.barh([name for name, _ in ranked], [100 * value / total for _, value in ranked], color=_COLOURS[1])
+    axes.barh([name for name, _ in ranked], [100 * value / total for _, value in ranked], color=CONFIG_COLOURS[1])
     axes.set(xlabel="share of the gain, %", title="What the classifier looks at")
     axes.grid(alpha=0.3, axis="x")
     return figure
@@ -63,7 +73,7 @@ def regret_by_band(examples: Examples, choices: dict[str, NDArray[np.intp]], axi
     for index, (name, choice) in enumerate(choices.items()):
         regret = 100 * examples.regret(choice)
         heights = [regret[in_band(examples.inputs.axes, band)].mean() for band in bands]
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = CONFIG_COLOURS[index % len(CONFIG_COLOURS)]
         axes.bar(np.arange(len(bands)) + width * index, heights, width, label=name, color=colour)
     labels = [f"{low}" if low == high else f"{low} to {high}" if high else f"> {low - 1}" for low, high in bands]
     axes.set_xticks(np.arange(len(bands)) + 0.4 - width / 2, labels)
@@ -90,24 +100,24 @@ def choice_map(
     inputs = _inputs(training, fitted, problems, device)
     answers = {name: choose(inputs).reshape(len(y), len(x)) for name, choose in choosers.items()}
     counts = np.bincount(np.concatenate(list(answers.values()), axis=None), minlength=len(fitted.examples.configs))
-    # Dozens of configs are too many to tell apart: those that are chosen most get a colour each.
     ranked = [0, *(np.argsort(-counts[1:], kind="stable") + 1).tolist()]
-    named = [index for index in ranked if counts[index]][: len(_COLOURS)]
-    colour_of = dict(zip(named, _COLOURS, strict=False))
+    used = [index for index in ranked if counts[index]]
+    named, colours = colour_configs(used, len(counts))
 
     figure = Figure(figsize=(5.2 * len(choosers), 4.4 + 0.2 * len(named)), layout="constrained")
     panels = figure.subplots(1, len(choosers), squeeze=False)[0]
-    colours = ListedColormap([colour_of.get(index, _OTHER) for index in range(len(counts))])
     for panel, (name, answer) in zip(panels, answers.items(), strict=True):
-        panel.pcolormesh(x, y, answer, cmap=colours, vmin=-0.5, vmax=colours.N - 0.5, shading="nearest")
+        panel.pcolormesh(
+            x, y, answer, cmap=ListedColormap(colours), vmin=-0.5, vmax=len(colours) - 0.5, shading="nearest"
+        )
         panel.set_xscale("log", base=2)
         panel.set_yscale("log", base=2)
         panel.set(xlabel=axes_names[0], ylabel=axes_names[1], title=name)
     rest = ", ".join(f"{axis}={getattr(template, axis)}" for axis in axes_names[2:])
     figure.suptitle(f"Chosen config on {device.name}" + (f", {rest}" if rest else ""))
-    handles = [Patch(color=colours(index), label=fitted.examples.configs[index].key()) for index in named]
-    if len(named) < np.count_nonzero(counts):
-        handles.append(Patch(color=_OTHER, label=f"{np.count_nonzero(counts) - len(named)} others"))
+    handles = [Patch(color=colours[index], label=fitted.examples.configs[index].key()) for index in named]
+    if len(named) < len(used):
+        handles.append(Patch(color=OTHER_COLOUR, label=f"{len(used) - len(named)} others"))
     figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize="x-small")
     return figure
 
