@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from aks.core.errors import DataError, InvalidProblemError, require
 from aks.core.problem import Problem
+from aks.core.record import split_families
 from aks.ops.op import Op
 
 FAMILIES = "families"
@@ -67,8 +68,8 @@ def problems_from_csv(op: Op, path: str | Path) -> list[Workload]:
                     place = f"{path}, line {reader.line_num}"
                     _check_cells(header, cells, place)
                     row = dict(zip(header, cells, strict=True))
-                    families = row.pop(FAMILIES, family).split(";")
-                    problems[_problem_of_row(op, row, place)] = tuple(filter(None, map(str.strip, families)))
+                    families = split_families(row.pop(FAMILIES, family))
+                    problems[_problem_of_row(op, row, place)] = families
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}; wanted a CSV file with columns {', '.join(known)}") from error
     if not problems:

@@ -12,7 +12,7 @@ from typing import Any, Self
 from aks.core.errors import UnknownDeviceError
 
 _PLAUSIBLE = {
-    "capability": (70, 200),
+    "capability": (70, 199),
     "sm_count": (1, 1024),
     "l2_bytes": (1 << 18, 1 << 30),
     "dram_gb_s": (50, 100_000),
@@ -125,21 +125,14 @@ def find_device(name: str) -> DeviceSpec:
         If there is none, or it has not that many SMs.
     """
     slug = device_slug(name)
-    whole, sm_count = split_partition(slug)
-    if sm_count:
-        return find_device(whole).partition(sm_count)
+    if part := re.fullmatch(r"(.+)-(\d+)sm", slug):
+        return find_device(part[1]).partition(int(part[2]))
     try:
         return known_devices()[slug]
     except KeyError:
         raise UnknownDeviceError(
             f"no DeviceSpec for {name!r}; known: {', '.join(sorted(known_devices()))}; add a row to devices.toml"
         ) from None
-
-
-def split_partition(slug: str) -> tuple[str, int]:
-    """The GPU and the SM count of a partition's name: ``h200-64sm`` is 64 of ``h200``; 0 for a whole GPU."""
-    found = re.fullmatch(r"(.+)-(\d+)sm", slug)
-    return (found[1], int(found[2])) if found else (slug, 0)
 
 
 def device_slug(name: str) -> str:

@@ -16,6 +16,11 @@ SCHEMA_VERSION = 1
 """Raised when a column changes its meaning; files of another version are refused."""
 
 
+def split_families(text: str) -> tuple[str, ...]:
+    """Model families as rows and files write them: names separated by semicolons, none for an empty text."""
+    return tuple(filter(None, map(str.strip, text.split(";"))))
+
+
 @dataclass(frozen=True, slots=True)
 class Environment:
     """The software that a measurement was taken with; versions as text."""
@@ -102,7 +107,7 @@ class Record:
                 device=DeviceSpec.from_row(row),
                 environment=Environment(**{entry.name: str(row[entry.name]) for entry in fields(Environment)}),
                 space_fingerprint=row["space_fingerprint"],
-                families=tuple(filter(None, row["families"].split(";"))),
+                families=split_families(row["families"]),
                 run_id=row["run_id"],
                 measured_at=row["measured_at"],
                 sm_clock_mhz=int(row["sm_clock_mhz"]),

@@ -203,7 +203,7 @@ def _read_node(features: Iterator[str], thresholds: Iterator[Any], leaves: Itera
     symbol = next(features)
     if symbol == _LEAF:
         return next(leaves)
-    (feature,) = _numbers(symbol)
+    feature = SYMBOLS.find(symbol)
     threshold = _integer(next(thresholds))
     left = _read_node(features, thresholds, leaves, depth + 1)
     return Split(feature, threshold, left, _read_node(features, thresholds, leaves, depth + 1))

@@ -11,6 +11,7 @@ from pyarrow.csv import write_csv
 
 from aks.core.errors import DataError
 from aks.core.measurement import Regime
+from aks.core.record import split_families
 from aks.ops.op import Op
 
 
@@ -27,7 +28,7 @@ def problems_of(table: pa.Table, op: Op, *, families: Collection[str] = (), lack
     """
     names = [field.name for field in fields(op.problem_type)]
     found = table.group_by(names).aggregate([("families", "distinct"), ("regime", "distinct")])
-    owners = [set(";".join(texts).split(";")) for texts in found["families_distinct"].to_pylist()]
+    owners = [set(split_families(";".join(texts))) for texts in found["families_distinct"].to_pylist()]
     regimes = found["regime_distinct"].to_pylist()
     keep = [
         (not families or not owned.isdisjoint(families)) and lacking not in measured

@@ -18,7 +18,7 @@ from aks.core.errors import DataError
 from aks.core.features import Feature, evaluate_columns
 from aks.core.measurement import Regime, Status
 from aks.core.problem import Problem
-from aks.core.record import Environment
+from aks.core.record import Environment, split_families
 from aks.data.parquet import dataset_hash, read_frame
 from aks.ops.op import Op
 
@@ -169,7 +169,7 @@ def from_frame(
     latency_us = _pool(row_index, column_index, rows, (len(problems), len(configs)))
     families: list[set[str]] = [set() for _ in problems]
     for index, text in set(zip(row_index.tolist(), rows["families"], strict=True)):
-        families[index].update(filter(None, text.split(";")))
+        families[index].update(split_families(text))
     trusted = np.ones(len(configs), dtype=bool)
     for key in _factorize(untrusted, config_columns)[1]:
         trusted[_column(key, op, column_of)] = False

@@ -17,6 +17,7 @@ H200 = find_device("h200")
 def test_every_row_of_the_table_is_plausible(device):
     assert device_slug(device.name) == device.name
     assert device.smem_bytes_per_block <= device.smem_bytes_per_sm
+    assert 70 <= device.capability < 200
     assert device_sources()[device.name]
     # Operations of an SM in a clock by capability (architecture white papers); GeForce has half of it.
     per_clock = {80: 2048, 86: 1024, 89: 1024, 90: 4096, 100: 8192, 120: 1024}[device.capability]
