@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from aks.cli.options import OpName, split_words
+from aks.cli.options import OpName, Seed, split_words
 from aks.core.measurement import Regime
 
 data = typer.Typer(help="List, check and merge measurements; write their problems.", no_args_is_help=True)
@@ -97,7 +98,11 @@ def problems(
     files: Annotated[list[Path], typer.Argument(help="Parquet files, or stores that 'aks collect' wrote.")],
     out: Annotated[Path, typer.Option(help="CSV file to write.")],
     families: Annotated[str, typer.Option(help="Only those of these model families, comma-separated.")] = "",
+    dtypes: Annotated[str, typer.Option(help="Only those of these dtypes, comma-separated.")] = "",
     lacking: Annotated[Regime | None, typer.Option(help="Only those not measured in this regime.")] = None,
+    max_flops: Annotated[float, typer.Option(help="Only those of at most so many operations, like 2e11.")] = math.inf,
+    num_problems: Annotated[int | None, typer.Option(min=1, help="Draw so many of them.")] = None,
+    seed: Seed = 0,
     op: OpName = "gemm",
 ) -> None:
     """Write which problems were measured, for 'aks collect --problems': again, elsewhere, or in another regime.
@@ -106,6 +111,7 @@ def problems(
     Examples:
       aks data problems data/gemm/h200.parquet --out problems.csv
       aks data problems data/gemm/h200.parquet --lacking chain --out more.csv
+      aks data problems data/gemm/h200.parquet --dtypes bf16 --max-flops 2e11 --num-problems 330 --out few.csv
     """
     import pyarrow as pa
 
@@ -116,6 +122,15 @@ def problems(
     known_op = find_op(op)
     table = pa.concat_tables([read_table(path, known_op) for path in files])
     names = split_words(families, "family") if families else ()
-    found = problems_of(table, known_op, families=names, lacking=lacking)
+    found = problems_of(
+        table,
+        known_op,
+        families=names,
+        dtypes=split_words(dtypes, "dtype", known_op.problem_type.CHOICES["dtype"]) if dtypes else (),
+        lacking=lacking,
+        max_flops=max_flops,
+        at_most=num_problems,
+        seed=seed,
+    )
     write_problems(found, out)
     print(f"{found.num_rows} problems written to {out}")

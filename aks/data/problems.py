@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
@@ -9,17 +11,36 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow.csv import write_csv
 
+from aks.core import formula
 from aks.core.errors import DataError
 from aks.core.measurement import Regime
 from aks.core.record import split_families
 from aks.ops.op import Op
 
 
-def problems_of(table: pa.Table, op: Op, *, families: Collection[str] = (), lacking: Regime | None = None) -> pa.Table:
+def problems_of(
+    table: pa.Table,
+    op: Op,
+    *,
+    families: Collection[str] = (),
+    dtypes: Collection[str] = (),
+    lacking: Regime | None = None,
+    max_flops: float = math.inf,
+    at_most: int | None = None,
+    seed: int = 0,
+) -> pa.Table:
     """The distinct problems of ``table``: a column a field, and ``families``; sorted.
 
-    families: only problems that have one of these model families (empty: all). lacking: only those
-    that ``table`` has nothing of in this regime.
+    Parameters
+    ----------
+    families, dtypes
+        Only problems of one of these; empty: all.
+    lacking
+        Only those that ``table`` has nothing of in this regime.
+    max_flops
+        Only those of at most so many operations.
+    at_most
+        Draw so many of what is left, the same ones for the same ``seed``.
 
     Raises
     ------
@@ -28,19 +49,25 @@ def problems_of(table: pa.Table, op: Op, *, families: Collection[str] = (), lack
     """
     names = [field.name for field in fields(op.problem_type)]
     found = table.group_by(names).aggregate([("families", "distinct"), ("regime", "distinct")])
+    found = found.sort_by([(name, "ascending") for name in names])
+    flops = formula.compile_python(op.flops)
     owners = [set(split_families(";".join(texts))) for texts in found["families_distinct"].to_pylist()]
-    regimes = found["regime_distinct"].to_pylist()
-    keep = [
-        (not families or not owned.isdisjoint(families)) and lacking not in measured
-        for owned, measured in zip(owners, regimes, strict=True)
+    rows = [
+        index
+        for index, row in enumerate(found.to_pylist())
+        if (not families or not owners[index].isdisjoint(families))
+        and (not dtypes or row["dtype"] in dtypes)
+        and lacking not in row["regime_distinct"]
+        and flops(op.problem_type.from_row(row).variables()) <= max_flops
     ]
-    problems = found.select(names).append_column("families", pa.array([";".join(sorted(owned)) for owned in owners]))
-    problems = problems.filter(pa.array(keep)).sort_by([(name, "ascending") for name in names])
-    if not problems.num_rows:
+    if not rows:
         raise DataError(
             f"no such problem among {found.num_rows}; families there: {', '.join(sorted(set().union(*owners)))}"
         )
-    return problems
+    if at_most is not None and at_most < len(rows):
+        rows = sorted(random.Random(seed).sample(rows, at_most))
+    named = found.select(names).append_column("families", pa.array([";".join(sorted(owned)) for owned in owners]))
+    return named.take(rows)
 
 
 def write_problems(problems: pa.Table, out: Path) -> None:

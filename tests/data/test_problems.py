@@ -36,6 +36,19 @@ def test_problems_are_chosen_by_family_and_by_what_they_lack():
         problems_of(table, OP, lacking=Regime.COLD)
 
 
+def test_a_draw_is_the_same_for_the_same_seed_and_keeps_to_what_was_asked_for():
+    table = table_of([record for m in (1, 2, 4, 8, 16, 4096) for record in race(m)])
+    flops = 2 * 16 * table["n"][0].as_py() * table["k"][0].as_py()
+    small = problems_of(table, OP, max_flops=flops)
+    assert small["m"].to_pylist() == [1, 2, 4, 8, 16]
+    drawn = [problems_of(table, OP, max_flops=flops, at_most=3, seed=seed)["m"].to_pylist() for seed in (0, 0, 1, 2, 3)]
+    assert drawn[0] == drawn[1] == sorted(drawn[0])
+    assert len(set(map(tuple, drawn))) > 1
+    assert problems_of(table, OP, at_most=99) == problems_of(table, OP)
+    with pytest.raises(DataError, match="no such problem"):
+        problems_of(table, OP, dtypes={"fp16"})
+
+
 def test_a_file_that_cannot_be_written_is_told(tmp_path):
     with pytest.raises(DataError, match="cannot write"):
         write_problems(problems_of(table_of(race(1)), OP), tmp_path / "nowhere" / "x.csv")
