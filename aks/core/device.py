@@ -22,6 +22,7 @@ _PLAUSIBLE = {
     "smem_bytes_per_block": (1 << 14, 1 << 22),
     "registers_per_sm": (1 << 12, 1 << 20),
     "max_threads_per_block": (32, 1 << 16),
+    "gpu_sm_count": (1, 1024),
 }
 """Least and largest value of each fact: what is outside is a wrong unit or a slip."""
 
@@ -32,7 +33,8 @@ class DeviceSpec:
 
     dram_gb_s is the datasheet's bandwidth in 10^9 bytes a second; tflops_16bit the dense bf16/fp16
     tensor-core rate in 10^12 operations a second; clock_mhz the boost clock of the SMs;
-    capability 10 x major + minor (90 for Hopper).
+    capability 10 x major + minor (90 for Hopper). gpu_sm_count is that of the GPU of which this is a
+    partition, which vendor libraries plan for whatever they are given; 0 stands for sm_count.
     """
 
     name: str
@@ -46,8 +48,11 @@ class DeviceSpec:
     smem_bytes_per_block: int
     registers_per_sm: int = 65536
     max_threads_per_block: int = 1024
+    gpu_sm_count: int = 0
 
     def __post_init__(self) -> None:
+        if self.gpu_sm_count == 0:
+            object.__setattr__(self, "gpu_sm_count", self.sm_count)
         for field in fields(self)[1:]:
             value, (low, high) = getattr(self, field.name), _PLAUSIBLE[field.name]
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -59,6 +64,11 @@ class DeviceSpec:
             raise UnknownDeviceError(
                 f"device {self.name!r} has smem_bytes_per_block={self.smem_bytes_per_block}; "
                 f"an SM has {self.smem_bytes_per_sm}"
+            )
+        if self.gpu_sm_count < self.sm_count:
+            raise UnknownDeviceError(
+                f"device {self.name!r} has sm_count={self.sm_count}, but is said to be of a GPU of "
+                f"{self.gpu_sm_count} (gpu_sm_count)"
             )
 
     def partition(self, sm_count: int) -> Self:

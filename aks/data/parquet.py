@@ -20,6 +20,9 @@ from aks.core.errors import DataError
 from aks.data.schema import DIGEST, SAMPLES, arrow_schema, content_digest, file_metadata
 from aks.ops.op import Op
 
+GPU_SM_COUNT = "gpu_sm_count"
+"""Files from before partitions were measured lack this column: their devices are whole GPUs."""
+
 
 def read_frame(path: str | Path, op: Op) -> pd.DataFrame:
     """The measurements in the file: one row each, the columns of ``Record.to_row``.
@@ -46,14 +49,22 @@ def read_table(path: str | Path, op: Op) -> pa.Table:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             metadata = file.schema_arrow.metadata or {}
             _check_metadata(path, metadata, op)
-            _check_columns(path, file.schema_arrow, arrow_schema(op))
+            wanted = arrow_schema(op)
+            whole = GPU_SM_COUNT not in file.schema_arrow.names
+            _check_columns(path, file.schema_arrow, _without_gpu_sm_count(wanted) if whole else wanted)
             table = file.read()
         digest = content_digest(table)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no Parquet file, truncated or damaged ({error}); copy it again") from error
     if metadata[DIGEST] != digest:
         raise DataError(f"{path} was altered after 'aks data merge' wrote it; copy it again, or merge again")
+    if whole:
+        table = table.append_column(wanted.field(GPU_SM_COUNT), table["sm_count"]).select(wanted.names)
     return nonempty(table.replace_schema_metadata(None), path)
+
+
+def _without_gpu_sm_count(schema: pa.Schema) -> pa.Schema:
+    return schema.remove(schema.get_field_index(GPU_SM_COUNT))
 
 
 def nonempty(table: pa.Table, path: Path) -> pa.Table:

@@ -7,15 +7,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from aks.core.device import DeviceSpec
 from aks.train.classifier import RegretClassifier, fit_classifier
 from aks.train.dataset import TrainingSet
 from aks.train.distill import DistilledTree, distil, join_rows
 from aks.train.examples import Examples, make_examples
 from aks.train.growth import Shape
-from aks.train.latency import fit_latency_model
+from aks.train.latency import LatencyModel, fit_latency_model
 from aks.train.leaves import LeafRule
 from aks.train.portfolio import Portfolio, select_portfolio
 from aks.train.teacher import imagine
+from aks.train.transport import carry_over, default_device
 
 
 @dataclass(frozen=True)
@@ -37,8 +39,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A selector: ``examples`` are the training problems over the portfolio's configs."""
+    """A selector for ``device``: ``examples`` are the training problems there over the portfolio's configs."""
 
+    device: DeviceSpec
     portfolio: Portfolio
     examples: Examples
     classifier: RegretClassifier
@@ -51,25 +54,38 @@ def fit(
     say: Callable[[str], None] = lambda _: None,
     *,
     others: Sequence[TrainingSet] = (),
+    device: DeviceSpec | None = None,
+    model: LatencyModel | None = None,
 ) -> Fitted:
     """Model latencies, choose the portfolio, fit the classifier and distil; deterministic for ``options``.
 
-    others: training problems in other regimes, which the latency model learns from too.
+    Parameters
+    ----------
+    others
+        Training problems in other regimes, which the latency model learns from too.
+    device
+        For which the selector is, measured or not; by default the one that most problems were measured on.
+        What was measured elsewhere is carried over to it.
+    model
+        What ``fit_latency_model`` made of the same problems, for whoever needs several devices.
     """
     seed = options.seed
-    say(f"modelling latencies of {len(training_set.configs)} configs on {len(training_set)} problems")
-    regimes = (training_set, *others)
-    model = fit_latency_model(regimes, seed)
-    imagined = imagine(training_set, model, options.num_imagined, seed, around=max(regimes, key=len))
+    device = device or default_device(training_set)
+    if model is None:
+        say(f"modelling latencies of {len(training_set.configs)} configs on {len(training_set)} problems")
+        model = fit_latency_model((training_set, *others), seed)
+    here = carry_over(training_set, model, device)
+    around = max((here, *others), key=len)
+    imagined = imagine(here, model, options.num_imagined, device, seed, around=around)
     say(f"choosing at most {options.max_portfolio} of them")
-    weight = len(imagined) / (options.measured_weight * len(training_set))
-    portfolio = select_portfolio(training_set, options.max_portfolio, imagined=imagined, imagined_weight=weight)
+    weight = len(imagined) / (options.measured_weight * len(here))
+    portfolio = select_portfolio(here, options.max_portfolio, imagined=imagined, imagined_weight=weight)
     columns = np.array(portfolio.columns, dtype=np.intp)
-    examples = make_examples(training_set, portfolio.columns)
-    rows = join_rows(make_examples(training_set, range(len(training_set.configs))), imagined, options.measured_weight)
-    may_split = np.array([feature.name in training_set.op.tree_features for feature in training_set.op.features])
-    declared = np.concatenate([training_set.legal, imagined.inputs.legal])[:, columns]
-    undeclared = np.concatenate([training_set.legal_undeclared, imagined.legal_undeclared])[:, columns]
+    examples = make_examples(here, portfolio.columns)
+    rows = join_rows(make_examples(here, range(len(here.configs))), imagined, options.measured_weight)
+    may_split = np.array([feature.name in here.op.tree_features for feature in here.op.features])
+    declared = np.concatenate([here.legal, imagined.inputs.legal])[:, columns]
+    undeclared = np.concatenate([here.legal_undeclared, imagined.legal_undeclared])[:, columns]
     say(f"fitting the classifier over {len(columns)} configs")
     classifier = fit_classifier(rows.over(columns), declared, options.num_rounds, seed)
     say("distilling")
@@ -82,4 +98,4 @@ def fit(
         options.leaf,
         seed,
     )
-    return Fitted(portfolio, examples, classifier, tree)
+    return Fitted(device, portfolio, examples, classifier, tree)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from aks.core.device import DeviceSpec
 from aks.core.measurement import Regime
 from aks.ops.op import Op
 from aks.train.dataset import TrainingSet, from_frame, present_regimes, read_frames
@@ -21,6 +21,7 @@ from aks.train.fit import Fitted, Options, fit
 from aks.train.ladder import LADDER
 from aks.train.scores import score_all, score_choice
 from aks.train.splits import SAMPLE, held_out_weights, rows_without, split
+from aks.train.transport import default_device
 
 FORMAT, VERSION = "aks-selector", 1
 SELECTOR_FILE, XGBOOST_FILE = "selector.json", "xgboost.json"
@@ -52,6 +53,7 @@ def train(
     out: Path,
     *,
     regime: Regime | str = Regime.COLD,
+    device: DeviceSpec | None = None,
     held_out: Collection[str] | None = None,
     options: Options | None = None,
     track: bool = True,
@@ -62,9 +64,18 @@ def train(
 ) -> TrainResult:
     """Train on ``data``, write ``selector.json`` and ``xgboost.json`` to ``out``, log one MLflow run.
 
-    held_out: model families kept from training, to score on; None takes about a quarter of the
-    families (none if there are fewer than four), an empty collection none. tracking_uri: None means
-    the environment's, or else ``sqlite:///mlflow.db``. say receives a line a stage.
+    Parameters
+    ----------
+    device
+        For which the selector is, measured or not; by default the one that most problems were measured
+        on. It is scored on what was measured there, if anything.
+    held_out
+        Model families kept from training, to score on; None takes about a quarter of the families (none
+        if there are fewer than four), an empty collection none.
+    tracking_uri
+        None means the environment's, or else ``sqlite:///mlflow.db``.
+    say
+        Receives a line a stage.
 
     Raises
     ------
@@ -77,8 +88,10 @@ def train(
     names = default_held_out(everything, options.seed) if held_out is None else tuple(sorted(set(held_out)))
     train_rows, test_rows = split(everything, names)
     training = everything.subset(train_rows)
-    test = everything.subset(test_rows) if len(test_rows) else None
-    fitted = fit(training, options, say, others=_other_regimes(frame, everything, names))
+    device = device or default_device(training)
+    test_rows = [row for row in test_rows if everything.devices[row] == device]
+    test = everything.subset(test_rows) if test_rows else None
+    fitted = fit(training, options, say, others=_other_regimes(frame, everything, names), device=device)
     scores: dict[str, dict[str, float]] = {}
     metrics = describe_tree(fitted)
     if test is not None:
@@ -165,13 +178,12 @@ def describe(
 ) -> dict[str, Any]:
     """The document ``selector.json``, but for the entry ``xgboost``."""
     op, source = training.op, everything.source
-    device = Counter(training.devices).most_common(1)[0][0]
     return {
         "format": FORMAT,
         "version": VERSION,
         "op": op.name,
         "regime": training.regime.value,
-        "device": device.to_row(),
+        "device": fitted.device.to_row(),
         "devices": sorted({entry.name for entry in training.devices}),
         "space_fingerprint": op.space.fingerprint,
         "dataset": {

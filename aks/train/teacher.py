@@ -8,6 +8,7 @@ from math import gcd
 import numpy as np
 from numpy.typing import NDArray
 
+from aks.core.device import DeviceSpec
 from aks.core.features import evaluate_columns
 from aks.core.problem import Problem
 from aks.train.dataset import TrainingSet, legality, undeclared, variable_columns
@@ -36,9 +37,14 @@ class Imagined:
 
 
 def imagine(
-    training_set: TrainingSet, model: LatencyModel, count: int, seed: int = 0, around: TrainingSet | None = None
+    training_set: TrainingSet,
+    model: LatencyModel,
+    count: int,
+    device: DeviceSpec,
+    seed: int = 0,
+    around: TrainingSet | None = None,
 ) -> Imagined:
-    """Draw ``count`` problems and price them in the regime of ``training_set``.
+    """Draw ``count`` problems and price them on ``device``, in the regime of ``training_set``.
 
     They lie around those of ``around`` (default: the same set), inside its range of every axis.
 
@@ -62,7 +68,7 @@ def imagine(
         replace(around.problems[row], **dict(zip(names, values, strict=True)))
         for row, values in zip(source, drawn.tolist(), strict=True)
     ]
-    devices = [around.devices[row] for row in source]
+    devices = [device] * count
     op, configs = training_set.op, training_set.configs
     columns = variable_columns(problems, devices)
     legal = legality(op, configs, problems, devices)

@@ -97,3 +97,18 @@ def test_a_row_without_a_fact_is_refused():
     del row["sm_count"]
     with pytest.raises(UnknownDeviceError, match="sm_count"):
         DeviceSpec.from_row(row)
+
+
+def test_a_partition_knows_its_gpu_and_a_whole_gpu_is_its_own():
+    assert H200.gpu_sm_count == 132
+    part = H200.partition(64)
+    assert (part.sm_count, part.gpu_sm_count) == (64, 132)
+    assert DeviceSpec.from_row(part.to_row()) == part
+    with pytest.raises(UnknownDeviceError, match=r"sm_count=132, but is said to be of a GPU of 100"):
+        replace(H200, gpu_sm_count=100)
+
+
+def test_facts_from_before_partitions_are_of_whole_gpus():
+    row = H200.to_row()
+    del row["gpu_sm_count"]
+    assert DeviceSpec.from_row(row) == H200

@@ -11,8 +11,8 @@ import pytest
 
 from aks.core.errors import DataError
 from aks.core.record import Record
-from aks.data.parquet import dataset_hash, read_frame, write_table
-from tests.collect.scene import OP
+from aks.data.parquet import dataset_hash, read_frame, read_table, write_table
+from tests.collect.scene import OP, race
 from tests.data.tables import table_of, with_column
 
 
@@ -131,3 +131,10 @@ def test_a_file_without_a_digest_is_refused(parquet):
 def test_a_file_that_is_not_there_has_no_hash(tmp_path):
     with pytest.raises(DataError, match="cannot read"):
         dataset_hash(tmp_path / "none.parquet")
+
+
+def test_files_from_before_partitions_are_read_as_of_whole_gpus(tmp_path):
+    table = table_of(race(1))
+    old = table.drop_columns(["gpu_sm_count"])
+    write_table(old, OP, tmp_path / "old.parquet")
+    assert read_table(tmp_path / "old.parquet", OP) == table

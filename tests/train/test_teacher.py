@@ -19,7 +19,7 @@ def model(training_set):
 
 @pytest.fixture(scope="module")
 def imagined(training_set, model):
-    return imagine(training_set, model, 400, seed=3)
+    return imagine(training_set, model, 400, training_set.devices[0], seed=3)
 
 
 def test_imagined_problems_lie_around_measured_ones(training_set, imagined):

@@ -223,6 +223,7 @@ FEATURES = (
     Feature("intensity", "m * n * k // (m * n + m * k + n * k)", "operations per byte moved"),
     Feature("dram_ns", "(m * n + m * k + n * k) * 2 // dram_gb_s", "time to move all bytes once"),
     Feature("math_ns", "m * n * k * 2 // (tflops_16bit * 1000)", "time of the arithmetic at full rate"),
+    Feature("sm_ns", "(m * n + m * k + n * k) * 2000 // (sm_count * clock_mhz * 64)", "time of the SMs' loads from L2"),
     *(Feature(f"tiles_{bm}x{bn}", f"ceil_div(m, {bm}) * ceil_div(n, {bn})") for bm, bn in _TILES),
     *(Feature(f"waves_{bm}x{bn}", f"ceil_div(ceil_div(m, {bm}) * ceil_div(n, {bn}), sm_count)") for bm, bn in _TILES),
     *(
@@ -233,6 +234,9 @@ FEATURES = (
         )
         for bm, bn in _TILES
     ),
+    # The vendor plans for all SMs of the GPU: what is one wave there is so many on a part of them.
+    Feature("gpu_waves", "ceil_div(gpu_sm_count, sm_count)"),
+    Feature("gpu_fill", "gpu_sm_count * 100 // (ceil_div(gpu_sm_count, sm_count) * sm_count)", "percent"),
     Feature("m_in_16", "m % 16"),
     Feature("k_per_sm", "k * ceil_div(n, 64) // sm_count", "k steps each SM would do at 64 columns a tile"),
 )
