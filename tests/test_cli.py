@@ -24,7 +24,7 @@ from aks.runtime.predictor import Predictor
 from tests.selectors import random_selector, write_selector
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["collect", "train", "export", "evaluate", "explain", "report", "devices", "data"]
+COMMANDS = ["collect", "train", "export", "evaluate", "stability", "explain", "report", "devices", "data"]
 LEAVES = [
     *((name,) for name in COMMANDS if name != "data"),
     *(("data", name) for name in ("list", "check", "merge", "problems")),
@@ -138,6 +138,7 @@ def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
         (["export", "none.json"], ["none.json", "aks train"]),
         (["export", "none.json", "--device", "abacus"], ["no DeviceSpec for 'abacus'"]),
         (["evaluate", "--data", "none.parquet"], ["none.parquet"]),
+        (["stability", "--data", "none.parquet"], ["none.parquet"]),
         (["data", "list"], ["no file of measurements", "aks collect"]),
         (["data", "check", "none.parquet"], ["none.parquet"]),
         (["data", "merge", "none.db", "--out", "x.parquet"], ["none.db"]),

@@ -11,6 +11,7 @@ from aks.cli.data import data
 from aks.cli.devices import devices
 from aks.cli.evaluate import evaluate, report
 from aks.cli.export import explain, export
+from aks.cli.stability import stability
 from aks.cli.train import train
 from aks.core.errors import AksError, MissingExtraError
 
@@ -29,7 +30,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (collect, train, export, evaluate, explain, report, devices):
+for command in (collect, train, export, evaluate, stability, explain, report, devices):
     app.command()(command)
 app.add_typer(data, name="data")
 

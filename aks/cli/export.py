@@ -17,11 +17,14 @@ def export(
 ) -> None:
     """Write a trained tree as tree.py, tree.h, tree.json and manifest.json.
 
+    What it replaces is kept in the folder's versions/, where Predictor.load(version=...) finds it.
+
     \b
     Examples:
       aks export runs/gemm/selector.json
       aks export runs/gemm/selector.json --device h100-80gb-hbm3 --out /tmp/h100
     """
+    from aks.core import artifact
     from aks.core.device import DeviceSpec, find_device
     from aks.export.bundle import export as write
     from aks.export.selector import read_selector
@@ -33,7 +36,11 @@ def export(
         out = Path("models", str(content.get("op")), named.name)
     manifest = write(selector, out, device=target)
     tree = manifest["tree"]
-    print(f"{tree['splits']} splits, {tree['levels']} levels, for {manifest['device']['device']}: written to {out}")
+    version = artifact.version_of(manifest)
+    print(
+        f"{tree['splits']} splits, {tree['levels']} levels, for {manifest['device']['device']}: "
+        f"written to {out}, version {version}"
+    )
 
 
 def explain(

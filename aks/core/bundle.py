@@ -23,6 +23,11 @@ class Bundle:
     device: DeviceSpec
     tree: Tree
 
+    @property
+    def version(self) -> str:
+        """Names the bytes that were read: the same for all who read the same."""
+        return artifact.version_of(self.manifest)
+
     def check_op(self, name: str, space_fingerprint: str | None = None) -> None:
         """Raise unless the tree is for this op, and for this config space if one is given.
 
@@ -58,15 +63,18 @@ class Bundle:
             )
 
 
-def read_bundle(folder: Path) -> Bundle:
-    """Read the manifest and the tree of a folder.
+def read_bundle(folder: Path, version: str | None = None) -> Bundle:
+    """Read the manifest and the tree of a folder: what was exported last, or ``version``.
+
+    An export into the same folder may be under way: one version is read, whole.
 
     Raises
     ------
     ArtifactError
-        If either is missing, truncated, altered or malformed, or they are of different exports.
+        If either is missing, truncated, altered or malformed, or they are of different exports, or the
+        folder does not have ``version``.
     """
-    manifest = artifact.read_manifest(folder)
+    manifest = artifact.read_manifest(folder, version)
     data = artifact.read_member(folder, manifest, TREE_FILE)
     tree = tree_json.from_json(artifact.parse(data, folder / TREE_FILE))
     try:

@@ -84,7 +84,7 @@ def _context(evaluation: Evaluation) -> dict[str, Any]:
         "pictures": _pictures(evaluation, axis),
         "choices": choices,
         "choice_map": choice_map,
-        "noise": noise_statement(evaluation),
+        "noise": noise_statement(evaluation.noise),
         "facts": _facts(evaluation),
         "command": evaluation.command,
     }

@@ -12,6 +12,8 @@ from rich.table import Table
 from aks.evaluate.evaluation import Evaluation
 from aks.evaluate.generalization import TREE, Generalization
 from aks.evaluate.regret import ChooserScore
+from aks.evaluate.samples import Noise
+from aks.evaluate.stability import Stability
 from aks.train.scores import BANDS
 
 DASH, TIMES = "\u2013", "\u00d7"
@@ -66,7 +68,7 @@ def print_table(evaluation: Evaluation, console: Console | None = None) -> None:
             console.print(_table(rows, title, main, evaluation.data.op.problem_type.AXES[0], console.width))
     spoken = [f"{1e-3 * value:.3f} \u00b5s in {name}" for name, value in evaluation.bench.items()]
     bench = [f"One prediction on this machine: {', '.join(spoken)} (medians)."] if spoken else []
-    for remark in (*evaluation.remarks, *bench, noise_statement(evaluation)):
+    for remark in (*evaluation.remarks, *bench, noise_statement(evaluation.noise)):
         console.print(remark, style="dim")
 
 
@@ -93,9 +95,8 @@ def device_names(evaluation: Evaluation) -> str:
     return ", ".join(sorted({device.name for device in evaluation.data.devices}))
 
 
-def noise_statement(evaluation: Evaluation) -> str:
+def noise_statement(noise: Noise) -> str:
     """In one or two sentences: how far apart repeated measurements lie."""
-    noise = evaluation.noise
     text = (
         f"Noise: samples of one cell spread by {percent(noise.sample_median)} (standard deviation, median of "
         f"{noise.cells} cells; p95 {percent(noise.sample_p95)})."
@@ -123,3 +124,30 @@ def print_generalization(result: Generalization, axis: str, console: Console | N
         if row.chooser == TREE
     ]
     console.print(_table(groups, f"the {TREE}, by {result.column} held out", TREE, axis, console.width))
+
+
+def print_stability(result: Stability, console: Console | None = None) -> None:
+    """Print how often and how far two trainings differ, then what counts as a near-tie."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _FULL_WIDTH)
+    title = f"two trainings, on the first and on the last run of {result.problems} problems"
+    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("chooser")
+    table.add_column("asked for", no_wrap=True)
+    of_flips = ["flips", "near-ties", "regret of\na flip", "p95", "over all\nproblems"]
+    for head in ["problems", *of_flips, "mean regret", "p95 regret"]:
+        table.add_column(head, justify="right", no_wrap=True)
+    for row in result.rows:
+        regrets = [percent(value) for value in (row.flip_regret, row.flip_p95, row.flip_cost)]
+        means = f"{percent(row.first_mean_regret)}, {percent(row.second_mean_regret)}"
+        p95s = f"{percent(row.first_p95_regret)}, {percent(row.second_p95_regret)}"
+        shares = [share(row.flip_rate), share(row.near_tie_share)]
+        table.add_row(row.chooser, row.asked, str(row.problems), *shares, *regrets, means, p95s)
+    console.print(table)
+    tie = (
+        "A flip: the two run different configs; its regret: the worse choice's minus the better's, by all "
+        f"measurements. Near-ties: flips between latencies at most {percent(result.noise.run_median)} apart."
+    )
+    for remark in (tie, noise_statement(result.noise)):
+        console.print(remark, style="dim")

@@ -28,8 +28,9 @@ def export(selector_path: Path | str, out_dir: Path | str, *, device: DeviceSpec
     """Write the four files of ``selector_path`` to ``out_dir``; returns the manifest.
 
     device is folded in; None takes the one that the selector was trained on. The same selector and
-    device give the same bytes. Files are replaced one by one, the manifest last: a reader that comes
-    in between, or after a crash, finds hashes that do not match and refuses.
+    device give the same bytes. The version that was there is kept in ``versions/``, for readers that come
+    in between, or after a crash, and for jobs that ask for it; delete it when there are none. One export
+    into a folder at a time.
 
     Raises
     ------
@@ -140,10 +141,31 @@ def _write(out_dir: Path, files: dict[str, bytes]) -> None:
     """Write all files beside their place, then move them in, in order: a full disk changes nothing."""
     out_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=out_dir) as staging:
-        for name, data in files.items():
-            with open(Path(staging) / name, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        new, old = Path(staging, "new"), Path(staging, "old")
+        _write_files(new, files)
+        _keep(out_dir, old, files[artifact.MANIFEST])
         for name in files:
-            os.replace(Path(staging) / name, out_dir / name)
+            os.replace(new / name, out_dir / name)
+
+
+def _keep(out_dir: Path, staging: Path, new_manifest: bytes) -> None:
+    """Copy the version in ``out_dir``, if there is a sound and another one, to where readers look for it."""
+    try:
+        manifest = artifact.read_manifest(out_dir)
+        files = {name: artifact.read_member(out_dir, manifest, name) for name in FILES}
+    except ArtifactError:
+        return
+    kept, old_manifest = out_dir / artifact.VERSIONS / artifact.version_of(manifest), artifact.dump(manifest, indent=1)
+    if old_manifest != new_manifest and not kept.exists():
+        _write_files(staging, {**files, artifact.MANIFEST: old_manifest})
+        kept.parent.mkdir(exist_ok=True)
+        os.rename(staging, kept)
+
+
+def _write_files(folder: Path, files: dict[str, bytes]) -> None:
+    folder.mkdir()
+    for name, data in files.items():
+        with open(folder / name, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())

@@ -64,7 +64,13 @@ class Predictor:
         self.select, self.predict = self._compile()
 
     @classmethod
-    def load(cls, op: str | Op, device: str | DeviceSpec | None = None, path: Path | str | None = None) -> Predictor:
+    def load(
+        cls,
+        op: str | Op,
+        device: str | DeviceSpec | None = None,
+        path: Path | str | None = None,
+        version: str | None = None,
+    ) -> Predictor:
         """The predictor for an op on a device.
 
         op is a name, or an ``Op``: with the latter the tree must be for its config space as it is now,
@@ -72,21 +78,30 @@ class Predictor:
         ``NVIDIA H200``) or a ``DeviceSpec``, all of whose facts must then agree; it may be left out if
         path is given. path is the folder with ``manifest.json``; without it, ``<op>/<device>`` is looked
         for in the folder that the environment variable ``AKS_MODELS`` names, then in the models that
-        came with aks.
+        came with aks. version is another predictor's ``version``: the first process of a job loads what
+        is there and tells its version to the others, which then decide as it does, or do not start. A
+        version that an export has replaced is still found; a folder that is being replaced gives the
+        old version or the new one, whole.
 
         Raises
         ------
         UnknownOpError, UnknownDeviceError
             If nothing was exported for the op, or for it on the device; says what there is.
         ArtifactError
-            If the files are truncated, altered, or for another op, device or config space.
+            If the files are truncated, altered, or for another op, device or config space, or of
+            another version than was asked for.
         """
         name = op if isinstance(op, str) else op.name
-        bundle = read_bundle(Path(path) if path is not None else _find_folder(name, device))
+        bundle = read_bundle(Path(path) if path is not None else _find_folder(name, device), version)
         bundle.check_op(name, None if isinstance(op, str) else op.space.fingerprint)
         if device is not None:
             bundle.check_device(device)
         return cls(bundle, None if isinstance(op, str) else op.config_type)
+
+    @property
+    def version(self) -> str:
+        """Names the bytes that were loaded: predictors of one version decide alike."""
+        return self.bundle.version
 
     @property
     def tree(self) -> Tree:
