@@ -24,10 +24,11 @@ from aks.runtime.predictor import Predictor
 from tests.selectors import random_selector, write_selector
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["collect", "train", "export", "evaluate", "explain", "report", "devices", "data"]
+COMMANDS = ["collect", "train", "export", "evaluate", "explain", "report", "devices", "data", "import"]
 LEAVES = [
-    *((name,) for name in COMMANDS if name != "data"),
+    *((name,) for name in COMMANDS if name not in ("data", "import")),
     *(("data", name) for name in ("list", "check", "merge", "problems")),
+    ("import", "autoheuristic"),
 ]
 
 
@@ -142,6 +143,7 @@ def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
         (["data", "check", "none.parquet"], ["none.parquet"]),
         (["data", "merge", "none.db", "--out", "x.parquet"], ["none.db"]),
         (["data", "problems", "none.db", "--out", "x.csv"], ["none.db"]),
+        (["import", "autoheuristic", "none.parquet"], ["none.parquet", "mat1_stride_0"]),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else None,
 )
@@ -158,6 +160,7 @@ def test_bad_input_is_refused_in_a_line(aks, words, parts):
         ["evaluate", "--data", "FILE"],
         ["data", "check", "FILE"],
         ["data", "merge", "FILE", "--out", "x.parquet"],
+        ["import", "autoheuristic", "FILE"],
     ],
     ids=lambda words: " ".join(words[:2]),
 )
