@@ -21,13 +21,15 @@ from aks.core.errors import InvalidProblemError
 from aks.export.bundle import export
 from aks.ops import OPS
 from aks.runtime.predictor import Predictor
+from tests.data.test_autoheuristic import ATEN, TRITON, record, written
 from tests.selectors import random_selector, write_selector
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["collect", "train", "export", "evaluate", "stability", "explain", "report", "devices", "data"]
+COMMANDS = ["collect", "train", "export", "evaluate", "stability", "explain", "report", "devices", "data", "import"]
 LEAVES = [
-    *((name,) for name in COMMANDS if name != "data"),
+    *((name,) for name in COMMANDS if name not in ("data", "import")),
     *(("data", name) for name in ("list", "check", "merge", "problems")),
+    ("import", "autoheuristic"),
 ]
 
 
@@ -143,6 +145,7 @@ def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
         (["data", "check", "none.parquet"], ["none.parquet"]),
         (["data", "merge", "none.db", "--out", "x.parquet"], ["none.db"]),
         (["data", "problems", "none.db", "--out", "x.csv"], ["none.db"]),
+        (["import", "autoheuristic", "none.parquet"], ["none.parquet", "mat1_stride_0"]),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else None,
 )
@@ -159,6 +162,7 @@ def test_bad_input_is_refused_in_a_line(aks, words, parts):
         ["evaluate", "--data", "FILE"],
         ["data", "check", "FILE"],
         ["data", "merge", "FILE", "--out", "x.parquet"],
+        ["import", "autoheuristic", "FILE"],
     ],
     ids=lambda words: " ".join(words[:2]),
 )
@@ -222,6 +226,37 @@ def test_collecting_passes_on_what_was_asked(aks, monkeypatch, tmp_path):
     assert asked["configs"] is None
 
     assert_refused(aks("collect", "--device", "a100-sxm4-80gb"), "132 SMs", "'a100-sxm4-80gb' has 108 of 80")
+
+
+def test_what_a_file_has_is_collected_again_with_its_configs(aks, monkeypatch, tmp_path):
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr("aks.core.device.current_device", lambda: find_device("h200"))
+    monkeypatch.setattr(
+        "aks.collect.runner.collect", lambda op, workloads, **rest: asked.update(rest, op=op, work=workloads)
+    )
+    rows = [
+        record(m, **knobs, device=device)
+        for m in (16, 64, 4096)
+        for device, knobs in (("a100", ATEN), ("h100", TRITON))
+    ]
+    written(tmp_path / "records.parquet", *rows, record(16, dtype="bfloat16"))
+    code, _, err = aks("import", "autoheuristic", "records.parquet", "--out", "made.parquet")
+    assert code == 0, err
+    for file in ("made.parquet", "records.parquet"):
+        code, _, err = aks("collect", "--same-as", file, "--max-flops", "1e9", "--dtypes", "fp16")
+        assert code == 0, err
+        assert asked["op"].name == "mm"
+        assert {(one.problem.m, one.problem.dtype) for one in asked["work"]} == {(16, "fp16"), (64, "fp16")}
+        assert {one.families for one in asked["work"]} == {("autoheuristic",)}
+        assert {config.kind for one in asked["work"] for config in asked["configs"][one.problem]} == {"aten", "triton"}
+    assert aks("collect", "--same-as", "made.parquet")[0] == 0
+    assert len(asked["work"]) == 4
+    aks("collect", "--same-as", "made.parquet", "--num-problems", "2")
+    assert len(asked["work"]) == 2
+
+    assert_refused(aks("collect", "--same-as", "made.parquet", "--problems", "x.csv"), "--same-as says what")
+    (tmp_path / "text.parquet").write_text("m,n,k")
+    assert_refused(aks("collect", "--same-as", "text.parquet"), "text.parquet is no Parquet file")
 
 
 def test_export_goes_where_shipped_models_are(aks, tmp_path):

@@ -11,6 +11,7 @@ from aks.cli.data import data
 from aks.cli.devices import devices
 from aks.cli.evaluate import evaluate, report
 from aks.cli.export import explain, export
+from aks.cli.imports import imports
 from aks.cli.stability import stability
 from aks.cli.train import train
 from aks.core.errors import AksError, MissingExtraError
@@ -33,6 +34,7 @@ app = typer.Typer(
 for command in (collect, train, export, evaluate, stability, explain, report, devices):
     app.command()(command)
 app.add_typer(data, name="data")
+app.add_typer(imports, name="import")
 
 
 def main() -> None:

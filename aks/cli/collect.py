@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,9 +14,12 @@ from aks.core.errors import UnknownDeviceError
 from aks.core.measurement import Regime
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from aks.collect.sources import Workload
     from aks.core.config import Config
     from aks.core.device import DeviceSpec
+    from aks.core.problem import Problem
     from aks.ops.op import Op
 
 M_VALUES = "1,2,3,4,6,8,12,16,24,32,48,64,96,128,192,256,512,1024,2048,4096"
@@ -26,10 +30,22 @@ def collect(
     out: Annotated[Path, typer.Option(help="SQLite file to write, or to continue.")] = Path("runs/collect.db"),
     families: Annotated[str, typer.Option(help="Model families, comma-separated; default: all, and a sample.")] = "",
     problems: Annotated[Path | None, typer.Option(help="CSV file with a problem a line, instead of families.")] = None,
+    same_as: Annotated[
+        Path | None,
+        typer.Option(help="Parquet file: measure its problems, each with the configs that it has there.", exists=True),
+    ] = None,
     from_model: Annotated[str, typer.Option(help="module:factory of an nn.Module: its linear layers.")] = "",
     m_values: Annotated[str, typer.Option(help="Values of m for --from-model, comma-separated.")] = M_VALUES,
-    dtypes: Annotated[str, typer.Option(help="Comma-separated; families and models are measured in each.")] = "bf16",
-    num_problems: Annotated[int, typer.Option(min=1, help="How many problems to draw from families.")] = 1500,
+    dtypes: Annotated[
+        str,
+        typer.Option(help="Comma-separated; families and models are measured in each. Default: bf16; --same-as: all."),
+    ] = "",
+    num_problems: Annotated[
+        int | None, typer.Option(min=1, help="How many problems to draw. From families: 1500; --same-as: all.")
+    ] = None,
+    max_flops: Annotated[
+        float, typer.Option(help="With --same-as: of at most so many operations, like 2e12.")
+    ] = math.inf,
     seed: Seed = 0,
     regimes: Annotated[str, typer.Option(help=f"Comma-separated, of {', '.join(Regime)}.")] = Regime.COLD.value,
     minutes: Annotated[float | None, typer.Option(min=0.0, help="Begin nothing new after so long.")] = None,
@@ -42,6 +58,9 @@ def collect(
 ) -> None:
     """Measure kernel configs on the GPU of this machine.
 
+    --same-as takes a file of 'aks data merge', of 'aks import', or records of AutoHeuristic, and its op: what was
+    measured elsewhere is measured here, each problem with the same configs and the vendor's call.
+
     Stop it at will: the same command goes on where the last one ended. Needs the 'gpu' extra.
 
     \b
@@ -51,14 +70,26 @@ def collect(
       aks collect --problems shapes.csv --regimes cold,warm,chain
       aks collect --sms 64 --out runs/h200-64sm.db
       aks collect --from-model my_models:make --configs-from models/gemm/h200
+      aks collect --same-as runs/records.parquet --num-problems 400 --max-flops 2e12 --out runs/mm.db
     """
     from aks.collect.environment import current_environment
     from aks.collect.runner import collect as run
     from aks.ops import find_op
 
-    known_op = find_op(op)
     chosen_regimes = [Regime(name) for name in split_words(regimes, "regime", Regime)]
-    workloads = _workloads(known_op, families, problems, from_model, m_values, dtypes, num_problems, seed)
+    configs: Sequence[Config] | Mapping[Problem, Sequence[Config]] | None = None
+    if same_as is not None:
+        if problems is not None or from_model or configs_from is not None:
+            raise typer.BadParameter(
+                "--same-as says what to measure; leave --problems, --from-model, --configs-from out"
+            )
+        known_op, workloads, configs = _same_as(same_as, families, dtypes, max_flops, num_problems, seed)
+    else:
+        known_op = find_op(op)
+        workloads = _workloads(
+            known_op, families, problems, from_model, m_values, dtypes or "bf16", num_problems or 1500, seed
+        )
+        configs = _portfolio(known_op, configs_from) if configs_from else None
     run(
         known_op,
         workloads,
@@ -66,7 +97,7 @@ def collect(
         device=_device(device, sms),
         environment=current_environment(),
         regimes=chosen_regimes,
-        configs=_portfolio(known_op, configs_from) if configs_from else None,
+        configs=configs,
         minutes=minutes,
         run_group=run_group,
     )
@@ -120,6 +151,31 @@ def _workloads(
         workloads += workload_problems(op, families=named, dtypes=chosen_dtypes, num_problems=num_problems, seed=seed)
     random.Random(seed).shuffle(workloads)
     return workloads
+
+
+def _same_as(
+    path: Path, families: str, dtypes: str, max_flops: float, num_problems: int | None, seed: int
+) -> tuple[Op, list[Workload], dict[Problem, list[Config]]]:
+    """The op of a file, its problems as in ``_workloads``, and the configs that each has there."""
+    from aks.collect.sources import Workload
+    from aks.core.record import split_families
+    from aks.data.problems import configs_of, problems_of
+    from aks.data.records import read_records
+
+    op, table = read_records(path)
+    found = problems_of(
+        table,
+        op,
+        families=split_words(families, "family") if families else (),
+        dtypes=split_words(dtypes, "dtype", op.problem_type.CHOICES["dtype"]) if dtypes else (),
+        max_flops=max_flops,
+        at_most=num_problems,
+        seed=seed,
+    )
+    rows = found.to_pylist()
+    workloads = [Workload(op.problem_type.from_row(row), split_families(row["families"])) for row in rows]
+    random.Random(seed).shuffle(workloads)
+    return op, workloads, configs_of(table, op)
 
 
 def _portfolio(op: Op, path: Path) -> list[Config]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache, partial
 from pathlib import Path
@@ -38,7 +38,7 @@ def collect(
     device: DeviceSpec,
     environment: Environment,
     regimes: Sequence[Regime] = (Regime.COLD,),
-    configs: Sequence[Config] | None = None,
+    configs: Sequence[Config] | Mapping[Problem, Sequence[Config]] | None = None,
     minutes: float | None = None,
     measure: str = "aks.collect.timer:measure",
     compiler: str | None = None,
@@ -58,7 +58,7 @@ def collect(
     out
         The SQLite file: made if missing, continued if it is of this op, space and device.
     configs
-        Measure these alone (of the space; the vendor's call is always one).
+        Measure these alone (of the space; the vendor's call is always one), or for each problem its own.
     minutes
         Begin no race after so many minutes, compiling included.
     measure
@@ -120,7 +120,7 @@ class _Run:
         run_group: str,
         hang_seconds: float,
         measure: str,
-        configs: Sequence[Config] | None,
+        configs: Sequence[Config] | Mapping[Problem, Sequence[Config]] | None,
     ) -> None:
         self.op = op
         self.store = store
@@ -130,7 +130,7 @@ class _Run:
         self.run_group = run_group
         self.hang_seconds = hang_seconds
         self.measure = measure
-        self.chosen = None if configs is None else {op.vendor, *configs}
+        self.configs = configs
         self.summary = CollectSummary(store.path)
         self.progress = CollectProgress(total=0, shown=False)
         self.ahead: CompileAhead | None = None
@@ -138,8 +138,9 @@ class _Run:
         self.legal = lru_cache(maxsize=64)(self._legal)
 
     def _legal(self, problem: Problem) -> list[Config]:
-        legal = self.op.space.legal(problem, self.device)
-        return [config for config in legal if self.chosen is None or config in self.chosen]
+        chosen = self.configs.get(problem, ()) if isinstance(self.configs, Mapping) else self.configs
+        among = None if chosen is None else {self.op.vendor, *chosen}
+        return self.op.space.legal(problem, self.device, among)
 
     def remaining(self, problem: Problem, regime: Regime) -> list[Config]:
         """Legal configs without a record."""

@@ -29,14 +29,15 @@ class Workload(NamedTuple):
 
 
 def linear_problem(op: Op, m: int, n: int, k: int, dtype: str) -> Problem:
-    """The problem of a linear layer with static weights and contiguous rows of 16-bit numbers."""
-    row = {"m": m, "n": n, "k": k, "dtype": dtype, "alignment": row_alignment(n, k), "static_weights": True}
+    """The problem of a linear layer with static weights and contiguous rows."""
+    row = {"m": m, "n": n, "k": k, "dtype": dtype, "alignment": row_alignment(n, k, dtype), "static_weights": True}
     return op.problem_type.from_row(row)
 
 
-def row_alignment(n: int, k: int) -> int:
-    """Bytes, up to 16, that the rows of contiguous 16-bit x, w and y are aligned to."""
-    return math.gcd(16, 2 * n, 2 * k)
+def row_alignment(n: int, k: int, dtype: str) -> int:
+    """Bytes, up to 16, that the rows of contiguous x, w and y are aligned to."""
+    size = 4 if dtype == "fp32" else 2
+    return math.gcd(16, size * n, size * k)
 
 
 def problems_from_csv(op: Op, path: str | Path) -> list[Workload]:
@@ -98,7 +99,7 @@ def _problem_of_row(op: Op, texts: Mapping[str, str], place: str) -> Problem:
     for name, text in texts.items():
         row[name] = _value(op, name, text.strip(), place)
     if "alignment" not in row and "n" in row and "k" in row:
-        row["alignment"] = row_alignment(row["n"], row["k"])
+        row["alignment"] = row_alignment(row["n"], row["k"], row.get("dtype", ""))
     try:
         return op.problem_type.from_row(row)
     except InvalidProblemError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Self
@@ -106,19 +107,27 @@ class ConfigSpace:
         )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    @cached_property
+    def places(self) -> dict[Config, int]:
+        """The place of each config in ``configs``: whether one is in the space, and where, without a search."""
+        return {config: place for place, config in enumerate(self.configs)}
+
     def broken_rules(self, config: Config, problem: Problem, device: DeviceSpec) -> list[str]:
         """Names of the rules that forbid ``config`` for ``problem`` on ``device``; empty if legal."""
         variables = device.variables() | problem.variables() | config.variables()
         return [rule.name for rule in self.rules if not formula.compile_python(rule.formula)(variables)]
 
-    def legal(self, problem: Problem, device: DeviceSpec) -> list[Config]:
-        """Configs that no rule forbids, in the space's order."""
+    def legal(self, problem: Problem, device: DeviceSpec, among: Iterable[Config] | None = None) -> list[Config]:
+        """Configs that no rule forbids, in the space's order; of those ``among`` which to look, by default all.
+
+        What is not in the space is not legal.
+        """
         known = device.variables() | problem.variables()
-        return [
-            config
-            for config in self.configs
-            if all(formula.compile_python(rule.formula)(known | _config_variables(config)) for rule in self.rules)
-        ]
+        rules = [formula.compile_python(rule.formula) for rule in self.rules]
+        configs = (
+            self.configs if among is None else sorted(self.places.keys() & set(among), key=self.places.__getitem__)
+        )
+        return [config for config in configs if all(rule(known | _config_variables(config)) for rule in rules)]
 
     def legality(self, config: Config, device: DeviceSpec) -> str:
         """The rules as one formula over the problem alone, config and device folded in.
@@ -143,6 +152,6 @@ class ConfigSpace:
             )
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16384)
 def _config_variables(config: Config) -> dict[str, int]:
     return config.variables()

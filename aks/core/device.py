@@ -25,6 +25,8 @@ _PLAUSIBLE = {
     "gpu_sm_count": (1, 1024),
 }
 """Least and largest value of each fact: what is outside is a wrong unit or a slip."""
+_NO_FACTS = ("source", "aliases")
+"""What a row of ``devices.toml`` has beside its facts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +112,13 @@ class DeviceSpec:
 @cache
 def known_devices() -> dict[str, DeviceSpec]:
     """The rows of ``devices.toml`` by name."""
-    rows = {name: {fact: row[fact] for fact in row if fact != "source"} for name, row in _table().items()}
+    rows = {name: {fact: row[fact] for fact in row if fact not in _NO_FACTS} for name, row in _table().items()}
     return {name: DeviceSpec(name=name, **row) for name, row in rows.items()}
+
+
+def device_aliases() -> dict[str, str]:
+    """Other names of rows of ``devices.toml``, such as a model's name alone (``a100``), and the row each stands for."""
+    return {alias: name for name, row in _table().items() for alias in row.get("aliases", ())}
 
 
 def device_sources() -> dict[str, str]:
@@ -127,7 +134,7 @@ def _table() -> dict[str, dict[str, Any]]:
 def find_device(name: str) -> DeviceSpec:
     """The row of ``devices.toml`` for ``name``: ours (``h200``) or the driver's (``NVIDIA H200``).
 
-    ``h200-64sm`` is a partition of it.
+    ``h200-64sm`` is a partition of it. A model's name alone (``a100``) is one of its rows, as the table says.
 
     Raises
     ------
@@ -138,7 +145,7 @@ def find_device(name: str) -> DeviceSpec:
     if part := re.fullmatch(r"(.+)-(\d+)sm", slug):
         return find_device(part[1]).partition(int(part[2]))
     try:
-        return known_devices()[slug]
+        return known_devices()[device_aliases().get(slug, slug)]
     except KeyError:
         raise UnknownDeviceError(
             f"no DeviceSpec for {name!r}; known: {', '.join(sorted(known_devices()))}; add a row to devices.toml"

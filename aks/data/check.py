@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_US = 1e9
+TIMED = tuple(status.value for status in Status if status.timed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ def check(table: pa.Table, op: Op, path: str | Path) -> DataSummary:
     ------
     DataError
         If a row's status and samples disagree, a latency is not the positive median of its samples, a
-        config is not in the space or is illegal for its problem, or a measurement is there twice.
+        config is not in the space or was timed though it is illegal for its problem, or a measurement is
+        there twice. That an illegal config failed is no fault of the row.
     """
     path = Path(path)
     frame = table.drop_columns([SAMPLES]).to_pandas()
@@ -117,7 +119,7 @@ def _fault(wrong: Any, text: str, frame: pd.DataFrame) -> Iterator[str]:
 
 
 def _outcome_faults(frame: pd.DataFrame, samples: Samples) -> Iterator[str]:
-    timed = frame["status"].isin([status.value for status in Status if status.timed]).to_numpy()
+    timed = frame["status"].isin(TIMED).to_numpy()
     latency_us = frame["latency_us"].to_numpy(dtype=np.float64)
     yield from _fault(~frame["status"].isin(list(Status)), "have an unknown status", frame)
     yield from _fault(~frame["regime"].isin(list(Regime)), "have an unknown regime", frame)
@@ -135,17 +137,19 @@ def _key_faults(frame: pd.DataFrame, op: Op) -> Iterator[str]:
 
 
 def _space_faults(frame: pd.DataFrame, op: Op) -> Iterator[str]:
-    """Configs outside the space, or against its rules for the problem and device of the row."""
+    """Configs outside the space, or timed against its rules for the problem and device of the row."""
     config_of = _row_objects(frame, op.config_type)
     problem_of = _row_objects(frame, op.problem_type)
     device = list(DeviceSpec.from_row(frame.iloc[0].to_dict()).to_row())
     groups = frame.groupby([*(field.name for field in fields(op.problem_type)), *device], sort=False)
+    foreign = np.array([config not in op.space.places for config in config_of], dtype=bool)
     illegal = np.zeros(len(frame), dtype=bool)
     for rows in groups.indices.values():
         spec = DeviceSpec.from_row(frame.iloc[rows[0]].to_dict())
-        legal: set[Config] = set(op.space.legal(problem_of[rows[0]], spec))
+        legal: set[Config] = set(op.space.legal(problem_of[rows[0]], spec, {config_of[row] for row in rows}))
         illegal[rows] = [config_of[row] not in legal for row in rows]
-    yield from _fault(illegal, "have a config that is not in the space, or illegal for the problem", frame)
+    wrong = foreign | (illegal & frame["status"].isin(TIMED).to_numpy())
+    yield from _fault(wrong, "have a config that is not in the space, or illegal for the problem", frame)
 
 
 def _row_objects(frame: pd.DataFrame, kind: Any) -> list[Any]:

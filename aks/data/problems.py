@@ -1,4 +1,4 @@
-"""Which problems a table of measurements has, as rows of a CSV file that can be collected again."""
+"""Which problems a table of measurements has, and with which configs, so that they can be collected again."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import pyarrow as pa
 from pyarrow.csv import write_csv
 
 from aks.core import formula
+from aks.core.config import Config
 from aks.core.errors import DataError
 from aks.core.measurement import Regime
+from aks.core.problem import Problem
 from aks.core.record import split_families
 from aks.ops.op import Op
 
@@ -68,6 +70,15 @@ def problems_of(
         rows = sorted(random.Random(seed).sample(rows, at_most))
     named = found.select(names).append_column("families", pa.array([";".join(sorted(owned)) for owned in owners]))
     return named.take(rows)
+
+
+def configs_of(table: pa.Table, op: Op) -> dict[Problem, list[Config]]:
+    """For each problem of ``table``: the configs that it has there, on whichever devices and however they fared."""
+    problem, config = ([field.name for field in fields(kind)] for kind in (op.problem_type, op.config_type))
+    found: dict[Problem, list[Config]] = {}
+    for row in table.group_by([*problem, *config], use_threads=False).aggregate([]).to_pylist():
+        found.setdefault(op.problem_type.from_row(row), []).append(op.config_type.from_row(row))
+    return found
 
 
 def write_problems(problems: pa.Table, out: Path) -> None:

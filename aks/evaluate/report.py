@@ -195,7 +195,10 @@ def _facts(evaluation: Evaluation) -> list[tuple[str, str]]:
     facts += sorted((source.environment or {}).items())
     facts += [
         ("data", f"{source.path or 'in memory'}: {source.rows} rows, sha256 {source.sha256[:16] or 'none'}"),
-        ("config space", f"{len(evaluation.data.configs)} configs, fingerprint {evaluation.data.op.space.fingerprint}"),
+        (
+            "config space",
+            f"{len(evaluation.data.op.space.configs)} configs, fingerprint {evaluation.data.op.space.fingerprint}",
+        ),
     ]
     if "sha256" in model:
         facts.append(("model", f"manifest sha256 {str(model['sha256'])[:16]}"))

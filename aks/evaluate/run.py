@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from aks.core.config import Config
 from aks.core.errors import DataError
 from aks.core.measurement import Regime
 from aks.evaluate import baselines
@@ -17,7 +18,7 @@ from aks.evaluate.generalization import Generalization, fit_selector, leave_one_
 from aks.evaluate.nvmatmul import nvmatmul_choosers
 from aks.evaluate.regret import Chooser
 from aks.evaluate.samples import measure_noise
-from aks.export.selector import read_selector
+from aks.export.selector import read_portfolio, read_selector
 from aks.ops.op import Op
 from aks.runtime.predictor import Predictor
 from aks.train.dataset import TrainingSet, from_frame, load, present_regimes, read_frames
@@ -56,8 +57,10 @@ def evaluate(
     manifest, device = predictor.bundle.manifest, predictor.bundle.device
     regime = Regime(manifest.get("regime") or Regime.COLD)
     families = check_held_out(manifest.get("dataset") or {}, held_out)
-    whole, frame = read(op, data, regime)
-    others = {name: from_frame(frame, op, regime=name) for name in present_regimes(frame) if name != regime}
+    teacher = [_teacher(selector, manifest, op)] if selector is not None else []
+    asked = {*predictor.configs, *(read_portfolio(read_selector(selector)[0], op) if selector is not None else ())}
+    whole, frame = read(op, data, regime, asked)
+    others = {name: from_frame(frame, op, regime=name, also=asked) for name in present_regimes(frame) if name != regime}
     sets = {name: _on_device(entry, device.name) for name, entry in {regime: whole, **others}.items()}
     headline = sets[regime]
     train, _ = split(headline, families)
@@ -66,7 +69,6 @@ def evaluate(
     columns = [headline.configs.index(config) for config in predictor.configs]
     tree = baselines.tree_chooser(predictor.tree, predict=predictor.predict)
     learned = baselines.learned_choosers(headline.subset(train), columns, manifest.get("seed") or 0) if ladder else []
-    teacher = [_teacher(selector, manifest, op)] if selector is not None else []
     theirs, remark = nvmatmul_choosers(op, [device])
     remarks = [remark, _other_data(manifest.get("dataset") or {}, whole)]
     return assemble(
@@ -111,8 +113,12 @@ def evaluate_holdout(
     return leave_one_out(measured, column, fit, max_groups=max_groups, seed=options.seed, progress=progress)
 
 
-def read(op: Op, data: Path | Sequence[Path], regime: Regime) -> tuple[TrainingSet, pd.DataFrame]:
+def read(
+    op: Op, data: Path | Sequence[Path], regime: Regime, also: Iterable[Config] = ()
+) -> tuple[TrainingSet, pd.DataFrame]:
     """The measurements of ``regime`` as matrices, and the rows of all regimes as they are in the files.
+
+    The matrices have columns for the configs ``also``, measured or not.
 
     Raises
     ------
@@ -120,7 +126,7 @@ def read(op: Op, data: Path | Sequence[Path], regime: Regime) -> tuple[TrainingS
         As ``aks.train.dataset.load``.
     """
     frame, names, sha256 = read_frames(data, op)
-    return from_frame(frame, op, regime=regime, path=names, sha256=sha256), frame
+    return from_frame(frame, op, regime=regime, path=names, sha256=sha256, also=also), frame
 
 
 def check_held_out(dataset: dict, wanted: Sequence[str]) -> tuple[str, ...]:

@@ -91,7 +91,7 @@ def read_portfolio(selector: dict[str, Any], op: Op) -> tuple[Config, ...]:
         raise ArtifactError(f"the portfolio must start with the vendor's config {op.vendor.key()!r}")
     if len(set(portfolio)) != len(portfolio):
         raise ArtifactError("the portfolio has a config twice")
-    foreign = [config.key() for config in portfolio if config not in op.space.configs]
+    foreign = [config.key() for config in portfolio if config not in op.space.places]
     if foreign:
         raise ArtifactError(f"the portfolio has configs that are not in the space of {op.name}: {foreign}")
     return portfolio

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from aks.core.errors import UnknownOpError
 from aks.ops.gemm.spec import GEMM
+from aks.ops.mm.spec import MM
 from aks.ops.op import Op
 
-OPS: dict[str, Op] = {op.name: op for op in (GEMM,)}
+OPS: dict[str, Op] = {op.name: op for op in (GEMM, MM)}
 
 
 def find_op(name: str) -> Op:

@@ -42,6 +42,7 @@ class Source:
 class TrainingSet:
     """P measured problems by C configs, in one regime. Column 0 is the baseline, ``op.vendor``.
 
+    The other columns are what the data has of any regime and device, in the space's order.
     latency_us [P, C] float64: the median of all samples (coarse for configs that were raced out);
     ``inf`` where the config is illegal, failed or was never right; ``nan`` where nobody tried.
     legal [P, C] bool: what the op's rules say. legal_undeclared [P, C] bool: the same if the caller
@@ -103,8 +104,10 @@ class TrainingSet:
         )
 
 
-def load(path: Path | Sequence[Path], op: Op, *, regime: Regime | str = Regime.COLD) -> TrainingSet:
-    """Read measurement files (one a device) of ``op``.
+def load(
+    path: Path | Sequence[Path], op: Op, *, regime: Regime | str = Regime.COLD, also: Iterable[Config] = ()
+) -> TrainingSet:
+    """Read measurement files (one a device) of ``op``; ``also`` as in ``from_frame``.
 
     Raises
     ------
@@ -113,7 +116,7 @@ def load(path: Path | Sequence[Path], op: Op, *, regime: Regime | str = Regime.C
         holds nothing of ``regime`` or nothing of the vendor's call.
     """
     frame, names, sha256 = read_frames(path, op)
-    return from_frame(frame, op, regime=regime, path=names, sha256=sha256)
+    return from_frame(frame, op, regime=regime, path=names, sha256=sha256, also=also)
 
 
 def read_frames(path: Path | Sequence[Path], op: Op) -> tuple[pd.DataFrame, str, str]:
@@ -138,9 +141,18 @@ def present_regimes(frame: pd.DataFrame) -> list[Regime]:
 
 
 def from_frame(
-    frame: pd.DataFrame, op: Op, *, regime: Regime | str = Regime.COLD, path: str = "", sha256: str = ""
+    frame: pd.DataFrame,
+    op: Op,
+    *,
+    regime: Regime | str = Regime.COLD,
+    path: str = "",
+    sha256: str = "",
+    also: Iterable[Config] = (),
 ) -> TrainingSet:
     """Pivot rows (``Record.to_row``) into a ``TrainingSet``; several runs of one cell are pooled.
+
+    Configs that no row has, in whatever regime, get no column, unless they are among ``also``: those of
+    a tree, say, that is to be scored on this data.
 
     A run that timed a config outweighs one that failed to launch it (a worker may die of its
     neighbour's fault), but a wrong result outweighs everything.
@@ -154,7 +166,9 @@ def from_frame(
     untrusted = frame.loc[frame["status"].isin(_UNTRUSTED)]
     problem_columns = [field.name for field in fields(op.problem_type)]
     config_columns = [field.name for field in fields(op.config_type)]
-    configs = (op.vendor, *(config for config in op.space.configs if config != op.vendor))
+    known = [_known(key, op) for key in _factorize(frame, config_columns)[1]]
+    others = sorted({*known, *also} - {op.vendor}, key=op.space.places.__getitem__)
+    configs = (op.vendor, *others)
     column_of = {config: index for index, config in enumerate(configs)}
 
     rows = frame.loc[frame["regime"] == str(Regime(regime))]
@@ -164,7 +178,7 @@ def from_frame(
     problems = [op.problem_type.from_row(key) for key in row_keys]
     devices = [DeviceSpec.from_row(key) for key in row_keys]
     config_index, config_keys = _factorize(rows, config_columns)
-    column_index = np.array([_column(key, op, column_of) for key in config_keys])[config_index]
+    column_index = np.array([column_of[_known(key, op)] for key in config_keys])[config_index]
 
     latency_us = _pool(row_index, column_index, rows, (len(problems), len(configs)))
     families: list[set[str]] = [set() for _ in problems]
@@ -172,7 +186,7 @@ def from_frame(
         families[index].update(split_families(text))
     trusted = np.ones(len(configs), dtype=bool)
     for key in _factorize(untrusted, config_columns)[1]:
-        trusted[_column(key, op, column_of)] = False
+        trusted[column_of[_known(key, op)]] = False
 
     legal = legality(op, configs, problems, devices)
     latency_us[~legal] = np.inf
@@ -220,11 +234,11 @@ def _factorize(frame: pd.DataFrame, columns: list[str]) -> tuple[NDArray[np.intp
     return index, [dict(zip(columns, row, strict=True)) for row in values]
 
 
-def _column(key: dict, op: Op, column_of: dict[Config, int]) -> int:
+def _known(key: dict, op: Op) -> Config:
     config = op.config_type.from_row(key)
-    if config not in column_of:
+    if config not in op.space.places:
         raise DataError(f"data has a config that is not in the space of {op.name!r}: {config.key()!r}")
-    return column_of[config]
+    return config
 
 
 def _pool(row: NDArray, column: NDArray, rows: pd.DataFrame, shape: tuple[int, int]) -> NDArray[np.float64]:

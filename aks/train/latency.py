@@ -117,5 +117,5 @@ def _rows(op: Op, features: NDArray, columns: Columns, config: Config, regime: R
     """What is known of the problem, what ``config`` makes of it, which config it is, and in which regime."""
     constants = {name: np.int64(value) for name, value in config.variables().items()}
     own = evaluate_columns(op.config_features, {**columns, **constants})
-    which = np.full((len(features), 2), (op.space.configs.index(config), list(Regime).index(regime)))
+    which = np.full((len(features), 2), (op.space.places[config], list(Regime).index(regime)))
     return np.concatenate([features, own, which], axis=1).astype(np.float32)

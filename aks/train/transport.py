@@ -64,11 +64,8 @@ def carry_over(training_set: TrainingSet, model: LatencyModel, device: DeviceSpe
     legal = legality(op, training_set.configs, problems, devices)
     latency_us = np.full(legal.shape, np.nan)
     away = np.flatnonzero([not at_home[problem] for problem in problems])
-    sources = [row for index in away for row in rows_of[problems[index]]]
-    owner = np.repeat(np.arange(len(away)), [len(rows_of[problems[index]]) for index in away])
-    correction, tried, ran = _corrections(
-        training_set, model, device, np.array(sources, dtype=np.intp), owner, len(away)
-    )
+    sources = [rows_of[problems[index]] for index in away]
+    correction, tried, ran = _corrections(training_set, model, device, sources)
     here = {name: values[away] for name, values in columns.items()}
     usable = legal[away] & ran
     expected = model.latency_us(features[away], here, training_set.configs, usable, training_set.regime)

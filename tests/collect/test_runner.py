@@ -17,7 +17,7 @@ from aks.collect import store as store_module
 from aks.core.errors import CollectError, DataError
 from aks.core.measurement import Regime, Status
 from tests.collect import fakes
-from tests.collect.scene import CONFIGS, DEVICE, ENVIRONMENT, OP, run, stored
+from tests.collect.scene import CONFIGS, DEVICE, ENVIRONMENT, OP, run, stored, workloads
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +63,16 @@ def test_only_legal_configs_are_measured(tmp_path):
     measured = {record.measurement.config for record in stored(tmp_path / "a.db")}
     problem = stored(tmp_path / "a.db")[0].measurement.problem
     assert measured == set(OP.space.legal(problem, DEVICE)) < set(OP.space.configs)
+
+
+def test_each_problem_can_have_its_own_configs(tmp_path):
+    first, second = (workload.problem for workload in workloads(2))
+    foreign = OP.config_type.from_row({"kind": "cublaslt", "algo": 77})
+    run("good", tmp_path / "a.db", problems=3, configs={first: CONFIGS[1:3], second: [CONFIGS[4], foreign]})
+    measured = {m: set(by_algo(tmp_path / "a.db", m)) for m in (1, 2, 3)}
+    keys = [config.key() for config in CONFIGS]
+    # The vendor's call is always one; what is not in the space is not measured.
+    assert measured == {1: set(keys[:3]), 2: {keys[0], keys[4]}, 3: {keys[0]}}
 
 
 def test_the_same_command_goes_on_and_repeats_nothing(tmp_path, log):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import tomllib
 from dataclasses import replace
+from importlib import resources
 from operator import attrgetter
 
 import pytest
 
-from aks.core.device import DeviceSpec, device_slug, device_sources, find_device, known_devices
+from aks.core.device import DeviceSpec, device_aliases, device_slug, device_sources, find_device, known_devices
 from aks.core.errors import UnknownDeviceError
 
 H200 = find_device("h200")
+TABLE = resources.files("aks.core").joinpath("devices.toml")
 
 
 @pytest.mark.parametrize("device", known_devices().values(), ids=attrgetter("name"))
@@ -43,6 +46,19 @@ def test_a_driver_name_becomes_a_short_one(driver_name, slug):
 
 def test_a_device_is_found_by_either_name():
     assert find_device("NVIDIA H200") == H200
+
+
+def test_a_models_name_alone_is_one_of_its_rows():
+    assert find_device("a100").name == "a100-sxm4-80gb"
+    assert find_device("NVIDIA H100").name == "h100-80gb-hbm3"
+    assert find_device("h100-64sm").name == "h100-80gb-hbm3-64sm"
+
+
+def test_an_alias_is_a_name_of_one_row_and_is_no_row_itself():
+    names = [alias for row in tomllib.loads(TABLE.read_text()).values() for alias in row.get("aliases", ())]
+    assert len(set(names)) == len(names) == len(device_aliases())
+    assert not set(names) & set(known_devices())
+    assert all(device_slug(name) == name for name in names)
 
 
 def test_a_partition_is_a_device_with_fewer_sms():

@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 
 from aks.collect.sources import problems_from_csv
+from aks.core.device import find_device
 from aks.core.errors import DataError
-from aks.core.measurement import Regime
-from aks.data.problems import problems_of, write_problems
+from aks.core.measurement import Regime, Status
+from aks.data.problems import configs_of, problems_of, write_problems
 from tests.collect.scene import CONFIGS, OP, race
-from tests.data.tables import table_of
+from tests.data.tables import failed, table_of
 
 
 def with_families(m: int, *families: str):
@@ -47,6 +48,17 @@ def test_a_draw_is_the_same_for_the_same_seed_and_keeps_to_what_was_asked_for():
     assert problems_of(table, OP, at_most=99) == problems_of(table, OP)
     with pytest.raises(DataError, match="no such problem"):
         problems_of(table, OP, dtypes={"fp16"})
+
+
+def test_configs_are_those_that_a_problem_has_on_any_device_however_they_fared():
+    on_a100 = [dataclasses.replace(record, device=find_device("a100")) for record in race(1)[3:]]
+    table = table_of([*race(1)[:2], *race(2)[1:2], failed(race(1)[2], Status.CRASHED), *on_a100])
+    found = configs_of(table, OP)
+    assert {problem.key(): set(configs) for problem, configs in found.items()} == {
+        race(1)[0].measurement.problem.key(): set(CONFIGS),
+        race(2)[0].measurement.problem.key(): {CONFIGS[1]},
+    }
+    assert all(len(set(configs)) == len(configs) for configs in found.values())
 
 
 def test_a_file_that_cannot_be_written_is_told(tmp_path):

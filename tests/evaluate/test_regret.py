@@ -31,7 +31,7 @@ TABLE = {
 
 @pytest.fixture
 def data() -> TrainingSet:
-    return from_frame(make_frame(TABLE, families={16: ["beta"], 512: ["alpha", "beta"]}), OP)
+    return from_frame(make_frame(TABLE, families={16: ["beta"], 512: ["alpha", "beta"]}), OP, also=[OTHER])
 
 
 def scorer(data: TrainingSet) -> Scorer:

@@ -104,6 +104,15 @@ def test_other_regimes_and_undeclared_callers_have_rows_of_their_own(evaluation)
     assert all(pick.differs_share == 0.0 for pick in evaluation.regime_picks)
 
 
+def test_a_config_of_the_tree_that_the_data_lacks_is_not_scored(folder, tmp_path):
+    absent = Predictor.load(OP, path=folder / "models").configs[1]
+    rows = [row for row in read(folder) if OP.config_type.from_row(row) != absent]
+    data = write(rows, tmp_path / "few.parquet")
+    found = evaluate(OP, data, folder / "models", selector=folder / "selector.json", ladder=False)
+    assert absent in found.data.configs
+    assert found.row(baselines.TREE).share < 1.0 == found.row(baselines.ORACLE).share
+
+
 def test_a_family_that_training_saw_is_refused(folder):
     with pytest.raises(DataError, match=r"trained on gamma.*held out were alpha, beta"):
         evaluate(OP, folder / "data.parquet", folder / "models", held_out=["gamma"])

@@ -31,14 +31,19 @@ def fast_row(frame: pd.DataFrame, op) -> int:
 
 def test_matrices_hold_what_was_measured(training_set, frame, op):
     assert training_set.configs[0] == op.vendor
-    assert training_set.latency_us.shape == training_set.legal.shape == (len(training_set), len(op.space.configs))
+    measured = {op.config_type.from_row(row) for row in frame.to_dict("records")}
+    assert training_set.latency_us.shape == training_set.legal.shape == (len(training_set), len(measured))
+    assert set(training_set.configs) == measured < set(op.space.configs)
+    places = [op.space.places[config] for config in training_set.configs[1:]]
+    assert places == sorted(places)
     for row in frame.sample(50, random_state=0).to_dict("records"):
         p, c = cell(training_set, row, row)
         assert training_set.latency_us[p, c] == row["latency_us"]
         assert row["families"] in training_set.families[p]
 
 
-def test_what_was_not_measured_is_nan_and_what_is_illegal_is_inf(training_set):
+def test_what_was_not_measured_is_nan_and_what_is_illegal_is_inf(frame, op):
+    training_set = from_frame(frame, op, also=op.space.configs)
     assert np.isinf(training_set.latency_us[~training_set.legal]).all()
     assert np.isnan(training_set.latency_us[training_set.legal]).any()
     assert np.isfinite(training_set.baseline_us).all()
@@ -160,6 +165,16 @@ def test_a_missing_a_truncated_and_a_plain_file_are_refused(data_file, op, tmp_p
 def test_a_frame_that_cannot_be_trained_on_is_refused(frame, op, broken, said):
     with pytest.raises(DataError, match=said):
         from_frame(broken(frame), op)
+
+
+def test_configs_that_are_asked_for_get_a_column_in_every_regime(frame, op, training_set):
+    asked = [config for config in op.space.configs if config not in training_set.configs][:3]
+    warm = frame.head(1).assign(regime="warm", **op.vendor.to_row())
+    both = pd.concat([frame, warm], ignore_index=True)
+    for regime in ("cold", "warm"):
+        found = from_frame(both, op, regime=regime, also=[*asked, op.vendor])
+        assert set(found.configs) == {*training_set.configs, *asked}
+        assert not np.isfinite(found.latency_us[:, [found.configs.index(config) for config in asked]]).any()
 
 
 def test_promises_are_the_true_or_false_attributes(op):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from aks.train.dataset import from_frame
 from aks.train.examples import COST_CAP, choice_cost, make_examples
 
 
@@ -28,7 +29,8 @@ def test_without_promises_the_oracle_has_none_either(training_set):
     assert np.array_equal(best, plain.oracle_us)
 
 
-def test_a_choice_that_was_never_measured_counts_as_the_slowest(training_set):
+def test_a_choice_that_was_never_measured_counts_as_the_slowest(frame, op):
+    training_set = from_frame(frame, op, also=op.space.configs)
     examples = make_examples(training_set, range(len(training_set.configs)))
     row, column = np.argwhere(np.isnan(examples.latency_us))[0]
     choice = np.zeros(len(examples), dtype=np.intp)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,6 @@ from aks.ops.gemm.spec import GemmProblem
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-_ELEMENT_BYTES = 2
 _MAX_ALIGNMENT = 16
 _PITCH = 128
 """Elements that the start of each copy of w is a multiple of: 256 bytes, as an allocator would give."""
@@ -54,32 +53,57 @@ def make_inputs(problem: GemmProblem, *, copies: int = 1, device: str | torch.de
     InvalidProblemError
         If ``copies`` is less than 1.
     """
-    if copies < 1:
-        raise InvalidProblemError(f"copies={copies}; w needs at least 1 copy")
     m, n, k = problem.m, problem.n, problem.k
     w_shape = (n, k) if problem.w_layout == "nk" else (k, n)
-    shapes = ((m, k), w_shape, (m, n))
-    step = problem.alignment // _ELEMENT_BYTES
-    strides = [math.ceil(row / step) * step for _, row in shapes]
-    natural = _power_of_two(*(stride * _ELEMENT_BYTES for stride in strides))
-    offset = 0 if natural == problem.alignment else step
-    generator = torch.Generator(device=device).manual_seed(seed)
-    dtype = DTYPES[problem.dtype]
+    wanted = ((m, k), 1, 1.0), (w_shape, copies, k**-0.5), ((m, n), 1, 0.0)
+    (x,), w, (out,) = make_matrices(
+        wanted, dtype=DTYPES[problem.dtype], alignment=problem.alignment, device=device, seed=seed
+    )
+    return Inputs(x, w, out)
 
-    def allocate(index: int, count: int, std: float) -> list[Tensor]:
-        (rows, row), stride = shapes[index], strides[index]
+
+def make_matrices(
+    wanted: Sequence[tuple[tuple[int, int], int, float]],
+    *,
+    dtype: torch.dtype,
+    alignment: int,
+    device: str | torch.device,
+    seed: int,
+) -> list[list[Tensor]]:
+    """For each (shape, copies, standard deviation) in ``wanted``: matrices of contiguous rows.
+
+    Row strides and pointers of all of them together are aligned to exactly ``alignment`` bytes, as in
+    ``make_inputs``. Values are random, or NaN where the standard deviation is 0.
+
+    Raises
+    ------
+    InvalidProblemError
+        If a number of copies is less than 1, or alignment less than the bytes of an element.
+    """
+    for _, copies, _ in wanted:
+        if copies < 1:
+            raise InvalidProblemError(f"copies={copies}; w needs at least 1 copy")
+    step = alignment // dtype.itemsize
+    if not step:
+        raise InvalidProblemError(
+            f"alignment {alignment}: elements of {dtype} have {dtype.itemsize} bytes; align to these"
+        )
+    strides = [math.ceil(row / step) * step for (_, row), _, _ in wanted]
+    natural = _power_of_two(*(stride * dtype.itemsize for stride in strides))
+    offset = 0 if natural == alignment else step
+    generator = torch.Generator(device=device).manual_seed(seed)
+    made = []
+    for ((rows, row), copies, std), stride in zip(wanted, strides, strict=True):
         pitch = math.ceil((rows * stride + offset) / _PITCH) * _PITCH
-        flat = torch.empty(count * pitch, dtype=dtype, device=device)
+        flat = torch.empty(copies * pitch, dtype=dtype, device=device)
         if std:
             _fill_random(flat, std, generator)
-        starts = [copy * pitch + offset for copy in range(count)]
+        starts = [copy * pitch + offset for copy in range(copies)]
         padded = [flat[start : start + rows * stride].view(rows, stride) for start in starts]
         for tensor in padded:
             tensor[:, row if std else 0 :].fill_(math.nan)
-        return [tensor[:, :row] for tensor in padded]
-
-    (x,), w, (out,) = allocate(0, 1, 1.0), allocate(1, copies, k**-0.5), allocate(2, 1, 0.0)
-    return Inputs(x, w, out)
+        made.append([tensor[:, :row] for tensor in padded])
+    return made
 
 
 def alignment_of(x: Tensor, w: Tensor, out: Tensor) -> int:
@@ -94,13 +118,17 @@ def reference(problem: GemmProblem, x: Tensor, w: Tensor) -> Tensor:
     float64 on a CPU and up to m * n * k = 2^31, else float32 without TF32. Converted in pieces, so
     that beside the result at most about 1.5 GiB are in use.
     """
-    m, n, k = problem.m, problem.n, problem.k
+    return product(x, w.T if problem.w_layout == "nk" else w)
+
+
+def product(x: Tensor, wt: Tensor) -> Tensor:
+    """``x @ wt`` in higher precision, as ``reference``: x [M, K] and wt [K, N] of any strides."""
+    (m, k), n = x.shape, wt.shape[1]
     exact = x.device.type == "cpu" or m * n * k <= _FLOAT64_LIMIT
     dtype = torch.float64 if exact else torch.float32
-    wt = w.T if problem.w_layout == "nk" else w
     result = torch.empty(m, n, dtype=torch.float32, device=x.device)
     step = max(1, _CHUNK // k)
-    with _highest_precision():
+    with float32_precision("highest"):
         for top in range(0, m, step):
             rows = x[top : top + step].to(dtype)
             # The product of a piece must stay small too.
@@ -140,10 +168,14 @@ def check(problem: GemmProblem, out: Tensor, expected: Tensor) -> str:
     by the root mean square of ``expected`` but by no less than 1, the scale of ``make_inputs``: a lone
     output near 0 has no meaningful relative error.
     """
-    if out.shape != expected.shape or out.dtype != DTYPES[problem.dtype]:
-        wanted = f"{tuple(expected.shape)} {DTYPES[problem.dtype]}"
-        return f"output is {tuple(out.shape)} {out.dtype}; wanted {wanted}"
-    whole, element, absolute = tolerances(problem)
+    return compare(out, expected, DTYPES[problem.dtype], tolerances(problem))
+
+
+def compare(out: Tensor, expected: Tensor, dtype: torch.dtype, allowed: tuple[float, float, float]) -> str:
+    """``check`` for an ``out`` that should be of ``dtype``, with the errors that are ``allowed``."""
+    if out.shape != expected.shape or out.dtype != dtype:
+        return f"output is {tuple(out.shape)} {out.dtype}; wanted {tuple(expected.shape)} {dtype}"
+    whole, element, absolute = allowed
     pieces = []
     for rows in _row_slices(out):
         exact = expected[rows]
@@ -189,9 +221,10 @@ def _fill_random(flat: Tensor, std: float, generator: torch.Generator) -> None:
 
 
 @contextmanager
-def _highest_precision() -> Iterator[None]:
+def float32_precision(level: str) -> Iterator[None]:
+    """Products of float32 matrices at PyTorch's precision ``level``: ``highest``, or ``high``, which is TF32."""
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision(level)
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from aks.core.config import Config, ConfigSpace, Rule
 from aks.core.features import Feature
 from aks.core.problem import Problem
 from aks.ops.op import Op
+from aks.ops.tiles import PARTITION_FEATURES, tile_features
 
 KINDS = ("torch_mm", "cublaslt", "gemv", "stream", "tiled", "tma", "persistent")
 
@@ -208,8 +209,6 @@ RULES = (
     Rule("cublaslt by index needs 16-byte rows and pointers", "kind != CUBLASLT or alignment >= 16"),
 )
 
-_TILES = ((16, 64), (64, 64), (64, 128), (128, 128), (128, 256))
-
 FEATURES = (
     Feature("m", "m"),
     Feature("n", "n"),
@@ -224,19 +223,8 @@ FEATURES = (
     Feature("dram_ns", "(m * n + m * k + n * k) * 2 // dram_gb_s", "time to move all bytes once"),
     Feature("math_ns", "m * n * k * 2 // (tflops_16bit * 1000)", "time of the arithmetic at full rate"),
     Feature("sm_ns", "(m * n + m * k + n * k) * 2000 // (sm_count * clock_mhz * 64)", "time of the SMs' loads from L2"),
-    *(Feature(f"tiles_{bm}x{bn}", f"ceil_div(m, {bm}) * ceil_div(n, {bn})") for bm, bn in _TILES),
-    *(Feature(f"waves_{bm}x{bn}", f"ceil_div(ceil_div(m, {bm}) * ceil_div(n, {bn}), sm_count)") for bm, bn in _TILES),
-    *(
-        Feature(
-            f"tail_{bm}x{bn}",
-            f"ceil_div(m, {bm}) * ceil_div(n, {bn}) % sm_count * 100 // sm_count",
-            "share of the SMs busy in the last wave, percent",
-        )
-        for bm, bn in _TILES
-    ),
-    # The vendor plans for all SMs of the GPU: what is one wave there is so many on a part of them.
-    Feature("gpu_waves", "ceil_div(gpu_sm_count, sm_count)"),
-    Feature("gpu_fill", "gpu_sm_count * 100 // (ceil_div(gpu_sm_count, sm_count) * sm_count)", "percent"),
+    *tile_features(((16, 64), (64, 64), (64, 128), (128, 128), (128, 256))),
+    *PARTITION_FEATURES,
     Feature("m_in_16", "m % 16"),
     Feature("k_per_sm", "k * ceil_div(n, 64) // sm_count", "k steps each SM would do at 64 columns a tile"),
 )

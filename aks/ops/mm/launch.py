@@ -1,0 +1,180 @@
+"""From a config and tensors to a launch: kernel variants of ``mm``, their compilation, grids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from aks.core.config import Config
+from aks.core.device import DeviceSpec
+from aks.core.formula import ceil_div
+from aks.ops.mm import reference
+from aks.ops.mm.kernels import mm_kernel
+from aks.ops.mm.spec import ELEMENT_BYTES, MmConfig, MmProblem
+
+_GROUP_M = 8
+"""Rows of tiles that go together: what the template of PyTorch Inductor has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One compiled kernel: a config and what of the problem the compiler must know.
+
+    alignment is the problem's; m_bytes, n_bytes, k_bytes divide (up to 16) the bytes of M, N or K
+    contiguous elements, where loads and stores run along them: they are as wide as these allow.
+    """
+
+    config: MmConfig
+    dtype: str
+    x_km: bool
+    w_kn: bool
+    alignment: int
+    m_bytes: int
+    n_bytes: int
+    k_bytes: int
+    even_k: bool
+
+
+def variant_of(config: MmConfig, problem: MmProblem) -> Variant:
+    """The variant that runs ``config`` on ``problem``."""
+    size = ELEMENT_BYTES[problem.dtype]
+    x_km, even_k = problem.x_layout == "km", problem.k % config.block_k == 0
+    return Variant(
+        config=config,
+        dtype=problem.dtype,
+        x_km=x_km,
+        w_kn=problem.w_layout == "kn",
+        alignment=problem.alignment,
+        m_bytes=_power_of_two_in(size * problem.m) if x_km else size,
+        n_bytes=_power_of_two_in(size * problem.n),
+        # Where there is no mask along K, nothing depends on it.
+        k_bytes=size if even_k else _power_of_two_in(size * problem.k),
+        even_k=even_k,
+    )
+
+
+def _power_of_two_in(value: int) -> int:
+    return min(16, value & -value)
+
+
+def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
+    """What Triton compiles for a variant, and with which options."""
+    config, constants = variant.config, _constants(variant)
+    size = ELEMENT_BYTES[variant.dtype]
+    divisors = {
+        "x_ptr": variant.alignment,
+        "w_ptr": variant.alignment,
+        "out_ptr": 16,
+        "M": variant.m_bytes // size,
+        "N": variant.n_bytes // size,
+        "K": variant.k_bytes // size,
+        "x_row": variant.alignment // size,
+        "w_row": variant.alignment // size,
+        "out_row": variant.n_bytes // size,
+    }
+    types = dict.fromkeys(("M", "N", "K"), "i32") | dict.fromkeys(("x_row", "w_row", "out_row"), "i64")
+    signature, attributes = {}, {}
+    for index, name in enumerate(mm_kernel.arg_names):
+        signature[name] = "constexpr" if name in constants else types.get(name, f"*{variant.dtype}")
+        if divisors.get(name, 1) > 1:
+            attributes[(index,)] = [["tt.divisibility", divisors[name]]]
+    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
+    return ASTSource(mm_kernel, signature, constants, attributes), options
+
+
+def _constants(variant: Variant) -> dict[str, Any]:
+    config = variant.config
+    return {
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "GROUP_M": _GROUP_M,
+        "EVEN_K": variant.even_k,
+        "X_KM": variant.x_km,
+        "W_KN": variant.w_kn,
+    }
+
+
+def compile_variant(variant: Variant, capability: int):
+    """The compiled kernel; Triton's disk cache makes the second time cheap."""
+    source, options = source_of(variant)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+@cache
+def _load_variant(variant: Variant, capability: int, index: int):
+    """The kernel for CUDA device ``index``, the current one: Triton loads it there at its first use."""
+    kernel = compile_variant(variant, capability)
+    _LOADED.add((variant, index))
+    return kernel
+
+
+def compile_jobs(
+    problems: Iterable[MmProblem], configs_of: Callable[[MmProblem], Iterable[Config]], device: DeviceSpec
+) -> list[tuple[Variant, int]]:
+    """Every variant that measuring will want, once, in the order of first use. Jobs can be pickled."""
+    jobs: dict[tuple[Variant, int], None] = {}
+    for problem in problems:
+        for config in configs_of(problem):
+            if isinstance(config, MmConfig) and config.kind == "triton":
+                jobs[variant_of(config, problem), device.capability] = None
+    return list(jobs)
+
+
+def compile_job(job: tuple[Variant, int]) -> None:
+    """Compile one job into Triton's disk cache."""
+    compile_variant(*job)
+
+
+def is_ready(config: MmConfig, problem: MmProblem, index: int) -> bool:
+    """Whether launching ``config`` on CUDA device ``index`` neither compiles nor loads a kernel."""
+    return config.kind != "triton" or (variant_of(config, problem), index) in _LOADED
+
+
+_LOADED: set[tuple[Variant, int]] = set()
+
+
+class Scratch:
+    """Memory of one stream that launches share: these kernels need none."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+
+def bind(
+    config: MmConfig, problem: MmProblem, x, w, out, *, device: DeviceSpec, scratch: Scratch
+) -> Callable[[int], object]:
+    """A function of a CUDA stream handle that launches ``config`` on these tensors (see ``reference.make_inputs``).
+
+    The config must be legal; everything that can be prepared is.
+    """
+    if config.kind == "aten":
+        vendor = reference.vendor(problem, x, w, out)
+        return lambda stream: vendor()
+    variant = variant_of(config, problem)
+    grid = ceil_div(problem.m, config.block_m) * ceil_div(problem.n, config.block_n)
+    arguments = _arguments(variant, problem, x, w, out)
+    if knobs.runtime.interpret:
+        return lambda stream: mm_kernel[(grid,)](*arguments)
+    compiled = _load_variant(variant, device.capability, x.get_device())
+    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+
+    def launch(stream: int) -> None:
+        run(grid, 1, 1, stream, function, metadata, None, None, None, *arguments)
+
+    return launch
+
+
+def _arguments(variant: Variant, problem: MmProblem, x, w, out) -> list[Any]:
+    """The kernel's arguments in order; constants are passed too, and ignored by the launcher."""
+    x_row = x.stride(1) if variant.x_km else x.stride(0)
+    tensors = [x, w, out, problem.m, problem.n, problem.k, x_row, w.stride(0), out.stride(0)]
+    return [*tensors, *_constants(variant).values()]
