@@ -5,11 +5,21 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from aks.cli.options import Data, Model, OpName, RegimeName, TreeDevice, command_line, data_paths, split_words
+from aks.cli.options import (
+    Data,
+    Model,
+    OpName,
+    RegimeName,
+    TrackingUri,
+    TreeDevice,
+    command_line,
+    data_paths,
+    split_words,
+)
 from aks.core.measurement import Regime
 
 if TYPE_CHECKING:
@@ -18,7 +28,13 @@ if TYPE_CHECKING:
 Selector = Annotated[
     Path | None, typer.Option(help="selector.json that the tree was exported from: scores XGBoost too.")
 ]
-HeldOut = Annotated[str, typer.Option(help="Comma-separated, of those that training held out; default: all of them.")]
+HeldOut = Annotated[
+    str,
+    typer.Option(
+        help="Model families to score on, comma-separated: of those that training held out (default: all of them); "
+        "with --holdout, any, which nothing then learns from."
+    ),
+]
 Ladder = Annotated[bool, typer.Option(help="Train and score the baselines beside the tree.")]
 Bench = Annotated[bool, typer.Option("--bench", help="Time predictions in Python and C.")]
 
@@ -37,8 +53,17 @@ def evaluate(
     holdout: Annotated[
         str, typer.Option(help="Instead of scoring a tree: hold out each value of this column, train on the rest.")
     ] = "",
-    max_groups: Annotated[int, typer.Option(min=2, help="With --holdout: how many trainings at most.")] = 5,
+    max_groups: Annotated[
+        int, typer.Option(min=2, help="With --holdout: how many trainings at most; devices are held out one by one.")
+    ] = 5,
+    records: Annotated[
+        list[Path] | None,
+        typer.Option(help="With --holdout: also these measurements or others' records; their op is what is evaluated."),
+    ] = None,
     regime: RegimeName = Regime.COLD,
+    track: Annotated[bool, typer.Option(help="With --holdout: log the run to MLflow.")] = True,
+    tracking_uri: TrackingUri = "",
+    experiment: Annotated[str, typer.Option(help="MLflow experiment; default: aks-<op>-holdout.")] = "",
 ) -> None:
     """Score an exported tree on model families that it never saw, next to every baseline.
 
@@ -50,10 +75,25 @@ def evaluate(
       aks evaluate
       aks evaluate --model runs/demo/model --selector runs/demo/selector.json --report report.html
       aks evaluate --holdout family --max-groups 4
-      aks evaluate --holdout device --data data/gemm/h200.parquet --data runs/a100.parquet
+      aks evaluate --holdout device
+      aks evaluate --holdout device --held-out exaone,falcon,phi --json runs/devices.json
+      aks evaluate --holdout device --records mm_a100_h100.parquet
     """
+    if records and not holdout:
+        raise typer.BadParameter("--records goes with --holdout: without it an exported tree is scored, on --data")
     if holdout:
-        _hold_out(op, data, holdout, regime, max_groups, ladder, json_out)
+        _hold_out(
+            op,
+            data,
+            records or [],
+            holdout,
+            held_out,
+            regime,
+            max_groups,
+            ladder,
+            json_out,
+            Tracking(track, tracking_uri, experiment),
+        )
         return
     from aks.evaluate.report import write_report
     from aks.evaluate.tables import print_table
@@ -118,19 +158,40 @@ def _evaluate(
     )
 
 
+class Tracking(NamedTuple):
+    """Whether and where a run is logged."""
+
+    wanted: bool
+    uri: str
+    experiment: str
+
+
 def _hold_out(
-    op: str, data: list[Path] | None, column: str, regime: str, max_groups: int, ladder: bool, json_out: Path | None
+    op: str,
+    data: list[Path] | None,
+    records: list[Path],
+    column: str,
+    held_out: str,
+    regime: Regime,
+    max_groups: int,
+    ladder: bool,
+    json_out: Path | None,
+    tracking: Tracking,
 ) -> None:
-    from aks.evaluate.run import evaluate_holdout
+    from aks.evaluate.run import evaluate_holdout, log_holdout, op_of
     from aks.evaluate.tables import print_generalization
     from aks.ops import find_op
 
-    known_op = find_op(op)
+    known_op = op_of(records) if records else find_op(op)
+    if tracking.wanted:
+        import aks.train.tracking  # noqa: F401  # should mlflow be missing, now is the time to say so
+    paths = [*holdout_paths(known_op.name, data, records), *records]
     result = evaluate_holdout(
         known_op,
-        data_paths(op, data),
+        paths,
         column,
         regime=regime,
+        held_out=split_words(held_out, "held-out") if held_out else (),
         max_groups=max_groups,
         ladder=ladder,
         progress=lambda text: print(f"holding out {text}", file=sys.stderr),
@@ -138,3 +199,18 @@ def _hold_out(
     print_generalization(result, known_op.problem_type.AXES[0])
     if json_out:
         json_out.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+    if tracking.wanted:
+        run_id = log_holdout(
+            result,
+            experiment=tracking.experiment or f"aks-{known_op.name}-holdout",
+            tracking_uri=tracking.uri or None,
+            command=command_line(),
+        )
+        print(f"MLflow run {run_id}")
+
+
+def holdout_paths(op: str, given: list[Path] | None, records: list[Path]) -> list[Path]:
+    """The files that were given, or those of the checkout; none of either is fine beside ``records``."""
+    if records and not given and not list(Path("data", op).glob("*.parquet")):
+        return []
+    return data_paths(op, given)

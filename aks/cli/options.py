@@ -22,6 +22,7 @@ Data = Annotated[
 ]
 TreeDevice = Annotated[str, typer.Option("--device", help="Device whose shipped tree is meant.")]
 Model = Annotated[Path | None, typer.Option(help="Exported folder, instead of a shipped tree.")]
+TrackingUri = Annotated[str, typer.Option(help="Where; default: MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db.")]
 RegimeName = Annotated[Regime, typer.Option(help="State of the GPU that latencies are of.")]
 
 

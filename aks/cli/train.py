@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from aks.cli.options import Data, OpName, RegimeName, Seed, command_line, data_paths, split_words
+from aks.cli.options import Data, OpName, RegimeName, Seed, TrackingUri, command_line, data_paths, split_words
 from aks.core.measurement import Regime
 from aks.core.tree_json import SYMBOLS
 
@@ -17,6 +17,9 @@ def train(
     data: Data = None,
     out: Annotated[Path | None, typer.Option(help="Folder for selector.json; default: runs/<op>.")] = None,
     regime: RegimeName = Regime.COLD,
+    device: Annotated[
+        str, typer.Option(help="GPU to train for, like h200-64sm; default: that of most of the data.")
+    ] = "",
     held_out: Annotated[
         str, typer.Option(help="Model families to hold out, comma-separated; default: a quarter of them.")
     ] = "",
@@ -24,25 +27,26 @@ def train(
     max_portfolio: Annotated[int, typer.Option(min=2, max=len(SYMBOLS), help="How many configs to keep at most.")] = 64,
     seed: Seed = 0,
     track: Annotated[bool, typer.Option(help="Log the run to MLflow.")] = True,
-    tracking_uri: Annotated[
-        str, typer.Option(help="Where; default: MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db.")
-    ] = "",
+    tracking_uri: TrackingUri = "",
     experiment: Annotated[str, typer.Option(help="MLflow experiment; default: aks-<op>.")] = "",
 ) -> None:
     """Train on measurements: XGBoost models, portfolio, distilled tree. One MLflow run.
 
-    Writes selector.json, which 'aks export' turns into files to ship. Model families that are held
+    Writes selector.json, which 'aks export' turns into files to ship. It is for one GPU, measured or
+    not: what was measured on others is carried over to it by its facts. Model families that are held
     out are seen by nothing of that. Needs the 'train' extra.
 
     \b
     Examples:
       aks train
       aks train --data data/gemm/h200.parquet --out runs/gemm --held-out llama-3,qwen-3
+      aks train --device h200-24sm --out runs/h200-24sm
       aks train --data runs/a100.parquet --data runs/h100.parquet --no-track
       mlflow ui --backend-store-uri sqlite:///mlflow.db
     """
     from rich.console import Console
 
+    from aks.core.device import find_device
     from aks.ops import find_op
     from aks.train.fit import Options
     from aks.train.selector import train as run
@@ -64,6 +68,7 @@ def train(
             data_paths(op, data),
             out or Path("runs", op),
             regime=regime,
+            device=find_device(device) if device else None,
             held_out=[] if on_everything else split_words(held_out, "held-out") if held_out else None,
             options=Options(seed=seed, max_portfolio=max_portfolio),
             track=track,
@@ -78,6 +83,11 @@ def train(
         print(
             f"held out {', '.join(result.selector['dataset']['held_out_families'])}: {len(result.held_out)} problems, "
             f"mean regret {metrics['mean_regret']:.2%}, speed-up over the vendor {metrics['geomean_speedup']:.3f}x"
+        )
+    if uncovered := result.fitted.uncovered:
+        print(
+            f"{result.fitted.device.name} is unlike every GPU that was measured ({', '.join(uncovered)}): "
+            "the tree leans on the vendor's library; measure some there with 'aks collect'"
         )
     print(f"tree of {metrics['num_leaves']:.0f} leaves and {metrics['depth']:.0f} levels: {result.selector_path}")
     if result.run_id:

@@ -33,6 +33,8 @@ class Score:
     p95_regret: float
     p99_regret: float
     worst_regret: float
+    geomean_slowdown: float
+    """Geometric mean of chosen latency / oracle latency."""
     geomean_speedup: float
     """Geometric mean of baseline latency / chosen latency."""
     slower_share: float
@@ -58,6 +60,7 @@ def score(chosen_us: Sequence[float], oracle_us: Sequence[float], baseline_us: S
         p95_regret=quantile(regrets, 0.95),
         p99_regret=quantile(regrets, 0.99),
         worst_regret=max(regrets, default=math.nan),
+        geomean_slowdown=geomean([1 + regret for regret in regrets]),
         geomean_speedup=geomean(speedups),
         slower_share=sum(speedup < 1 / (1 + SLOWER_MARGIN) for speedup in speedups) / count if count else math.nan,
     )

@@ -75,7 +75,7 @@ class Evaluation:
         for row in (*self.rows, *self.regime_rows):
             for name, value in row.to_row().items():
                 if isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value):
-                    figures[f"{row.regime}.{_slug(row.chooser)}.{name}"] = float(value)
+                    figures[f"{row.regime}.{slug(row.chooser)}.{name}"] = float(value)
         return figures | {f"predict.{name.lower()}_ns": value for name, value in self.bench.items()}
 
     def to_json(self) -> dict[str, Any]:
@@ -98,7 +98,8 @@ class Evaluation:
         }
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """The name in lower case, its words joined by underscores: for metrics."""
     return "_".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,19 +12,18 @@ from numpy.typing import NDArray
 from aks.core.device import DeviceSpec
 from aks.core.errors import DataError
 from aks.evaluate import baselines
-from aks.evaluate.regret import Chooser, ChooserScore, Scorer, json_row, resolve
-from aks.export.tree import lower
+from aks.evaluate.regret import Chooser, ChooserScore, Scorer, clusters, json_row, resolve
 from aks.train.dataset import TrainingSet
-from aks.train.fit import Options, fit
-from aks.train.selector import describe
-from aks.train.splits import SAMPLE, split
+from aks.train.splits import SAMPLE, held_out_weights, rows_without, split
 
-Fit = Callable[[TrainingSet], Sequence[Chooser]]
-"""From training problems to choosers, of the same names each time."""
+Fit = Callable[[TrainingSet, TrainingSet], Sequence[Chooser]]
+"""From training problems to choosers, of the same names each time.
+
+The first set is what may be learned from; the second has the group's own problems besides, so far as
+their families are not held out: for what a chooser could learn that is not kept from it.
+"""
 
 FAMILY, DEVICE = "family", "device"
-TREE = "tree"
-_DEFAULTS = Options()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,16 +46,24 @@ class GroupScore:
 
 @dataclass(frozen=True, slots=True)
 class Generalization:
-    """groups in turn, and overall: every problem scored once, by choosers that never saw its group."""
+    """groups in turn, and overall: every problem scored once, by choosers that never saw its group.
+
+    held_out: families that no chooser saw either. data: the problems that were scored; columns: by
+    chooser, the column [P] of ``data`` that ran (-1: no answer).
+    """
 
     column: str
     groups: tuple[GroupScore, ...]
     overall: tuple[ChooserScore, ...]
+    data: TrainingSet
+    columns: Mapping[str, NDArray[np.intp]]
+    held_out: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """All rows as plain lists and mappings."""
         return {
             "column": self.column,
+            "held_out_families": list(self.held_out),
             "groups": [
                 {
                     "group": entry.group,
@@ -78,6 +85,7 @@ def column_names(data: TrainingSet) -> list[str]:
 def make_groups(data: TrainingSet, column: str, max_groups: int) -> list[Group]:
     """The distinct values of ``column`` as groups; more than ``max_groups`` are dealt into that many.
 
+    Devices are not dealt: each is a group.
     Large values are dealt first, each to the smallest group so far, so that groups are of about equal
     size. Random shapes (family ``sample``) are no model and stay in training.
 
@@ -93,7 +101,8 @@ def make_groups(data: TrainingSet, column: str, max_groups: int) -> list[Group]:
             rows_of.setdefault(name, []).append(row)
     if len(rows_of) < 2:
         raise DataError(_too_few(column, list(rows_of)))
-    dealt: list[list[str]] = [[] for _ in range(min(max_groups, len(rows_of)))]
+    count = len(rows_of) if column == DEVICE else min(max_groups, len(rows_of))
+    dealt: list[list[str]] = [[] for _ in range(count)]
     load = [0] * len(dealt)
     for name in sorted(rows_of, key=lambda name: (-len(rows_of[name]), name)):
         smallest = load.index(min(load))
@@ -135,13 +144,15 @@ def leave_one_out(
     fit: Fit,
     *,
     max_groups: int = 5,
+    held_out: Sequence[str] = (),
     seed: int = 0,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Generalization:
     """Hold out each group of ``column`` in turn; ``fit`` sees the others, and its choosers are scored on it.
 
     Vendor and oracle are scored beside them. Holding out families also withholds every problem that
-    shares weights with them, as ``split`` does. ``progress`` is told of each group as it starts.
+    shares weights with them, as ``split`` does. With families ``held_out`` the groups are scored on
+    these alone, which no chooser saw on any device. ``progress`` is told of each group as it starts.
 
     Raises
     ------
@@ -152,55 +163,45 @@ def leave_one_out(
     columns: dict[str, NDArray[np.intp]] = {}
     cluster = np.zeros(len(data), dtype=np.intp)
     scores = []
+    tested = []
     for number, group in enumerate(groups):
         progress(f"{column} {group.name} ({number + 1} of {len(groups)})")
-        train, test = _split(data, column, group)
-        held_out = data.subset(test)
-        choosers = [baselines.vendor(), *fit(data.subset(train)), baselines.oracle()]
-        picked = {chooser.name: resolve(chooser.rank(held_out), held_out.latency_us) for chooser in choosers}
-        scorer = Scorer(held_out, None, None, np.zeros(len(test), dtype=np.intp), seed=seed)
+        train, inside, test = _split(data, column, group, held_out)
+        if not len(test):
+            continue
+        tested.append(test)
+        test_set = data.subset(test)
+        choosers = [baselines.vendor(), *fit(data.subset(train), data.subset(inside)), baselines.oracle()]
+        picked = {chooser.name: resolve(chooser.rank(test_set), test_set.latency_us) for chooser in choosers}
+        # Within a family the draws of the bootstrap are problems; within a device families.
+        within = np.zeros(len(test), dtype=np.intp) if column == FAMILY else clusters(test_set.families, held_out)
+        scorer = Scorer(test_set, None, None, within, seed=seed)
         scores.append(GroupScore(group.name, len(train), tuple(scorer.score(c.name, picked[c.name]) for c in choosers)))
         cluster[test] = number
         for name, column_of in picked.items():
             columns.setdefault(name, np.full(len(data), -1, dtype=np.intp))[test] = column_of
-    scored = np.unique(np.concatenate([group.rows for group in groups]))
-    overall = Scorer(data.subset(scored), None, None, cluster[scored], seed=seed)
-    rows = tuple(overall.score(name, column_of[scored]) for name, column_of in columns.items())
-    return Generalization(column, tuple(scores), rows)
+    if not tested:
+        raise DataError(f"no problem of {', '.join(sorted(held_out))} in the data; name families that it has")
+    scored = np.unique(np.concatenate(tested))
+    problems = data.subset(scored)
+    overall = Scorer(problems, None, None, cluster[scored], seed=seed)
+    choices = {name: column_of[scored] for name, column_of in columns.items()}
+    rows = tuple(overall.score(name, choice) for name, choice in choices.items())
+    return Generalization(column, tuple(scores), rows, problems, choices, tuple(sorted(held_out)))
 
 
-def fit_selector(options: Options = _DEFAULTS, *, ladder: bool = False) -> Fit:
-    """``aks train`` as a ``Fit``: the XGBoost selector and its tree, lowered for each GPU that it is asked for.
-
-    ladder adds the learned baselines.
-    """
-
-    def run(train: TrainingSet) -> Sequence[Chooser]:
-        fitted = fit(train, options)
-        columns = fitted.portfolio.columns
-        selector = describe(fitted, train, train, (), options, {}, {}, "")
-        learned = baselines.learned_choosers(train, columns, options.seed) if ladder else []
-        return [
-            *learned,
-            baselines.class_chooser(baselines.XGBOOST, fitted.classifier, columns),
-            Chooser(TREE, lambda data: _rank_by_device(selector, data)),
-        ]
-
-    return run
-
-
-def _rank_by_device(selector: dict[str, Any], data: TrainingSet) -> NDArray[np.intp]:
-    """[P, R]: what the selector's tree ranks, each problem by the tree that is lowered for its GPU."""
-    ranking = np.full((len(data), len(selector["portfolio"]) + 1), -1, dtype=np.intp)
-    for device in sorted(set(data.devices), key=lambda device: device.name):
-        rows = np.flatnonzero([other == device for other in data.devices])
-        tree = lower(selector, data.op, device)
-        ranking[rows] = baselines.tree_chooser(tree).rank(data.subset(rows))
-    return ranking
-
-
-def _split(data: TrainingSet, column: str, group: Group) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _split(
+    data: TrainingSet, column: str, group: Group, held_out: Sequence[str]
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Rows to train on, these and the group's own that are not held out, and rows to score."""
     if column == FAMILY:
-        return split(data, group.values)
-    train = np.setdiff1d(np.arange(len(data)), group.rows)
-    return train, group.rows
+        train, test = split(data, group.values)
+        return train, train, test
+    inside, test = np.arange(len(data)), group.rows
+    if held_out:
+        inside = rows_without(data, held_out, held_out_weights(data, held_out))
+        test = group.rows[[not data.families[row].isdisjoint(held_out) for row in group.rows]]
+    train = np.setdiff1d(inside, group.rows)
+    if not len(train):
+        raise DataError(f"holding out {column} {group.name} leaves nothing to train on; hold out less")
+    return train, inside, test

@@ -7,21 +7,25 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from aks.core.config import Config
 from aks.core.errors import DataError
 from aks.core.measurement import Regime
+from aks.data.records import read_records
 from aks.evaluate import baselines
 from aks.evaluate.bench import bench_predict
-from aks.evaluate.evaluation import Evaluation, assemble, held_out_rows
-from aks.evaluate.generalization import Generalization, fit_selector, leave_one_out
+from aks.evaluate.device_pictures import holdout_pictures
+from aks.evaluate.devices import device_choosers, nvmatmul_by_device, selector_choosers
+from aks.evaluate.evaluation import Evaluation, assemble, held_out_rows, slug
+from aks.evaluate.generalization import DEVICE, Generalization, leave_one_out
 from aks.evaluate.nvmatmul import nvmatmul_choosers
-from aks.evaluate.regret import Chooser
+from aks.evaluate.regret import Chooser, json_row
 from aks.evaluate.samples import measure_noise
 from aks.export.selector import read_portfolio, read_selector
 from aks.ops.op import Op
 from aks.runtime.predictor import Predictor
-from aks.train.dataset import TrainingSet, from_frame, load, present_regimes, read_frames
+from aks.train.dataset import TrainingSet, from_frame, present_regimes, read_frames
 from aks.train.fit import Options
 from aks.train.splits import split
 
@@ -96,6 +100,7 @@ def evaluate_holdout(
     column: str,
     *,
     regime: Regime | str = Regime.COLD,
+    held_out: Sequence[str] = (),
     max_groups: int = 5,
     ladder: bool = False,
     options: Options = _DEFAULTS,
@@ -103,14 +108,78 @@ def evaluate_holdout(
 ) -> Generalization:
     """Hold out each group of ``column`` in turn, train on the rest of ``data``, and score (``leave_one_out``).
 
+    Files are measurements of ``op``, or records of others' (``aks.data.records``). ladder adds the baselines.
+
     Raises
     ------
     DataError
         If the data cannot be read, or the column is unknown or has one value only: one device, say.
     """
-    measured = load([data] if isinstance(data, Path) else data, op, regime=regime)
-    fit = fit_selector(options, ladder=ladder)
-    return leave_one_out(measured, column, fit, max_groups=max_groups, seed=options.seed, progress=progress)
+    measured = from_frame(*_frames(op, [data] if isinstance(data, Path) else data), regime=regime)
+
+    def fit(train: TrainingSet, inside: TrainingSet) -> Sequence[Chooser]:
+        if column != DEVICE:
+            return selector_choosers(train, options, ladder=ladder)
+        theirs = nvmatmul_by_device(measured) if ladder else []
+        return [*theirs, *device_choosers(train, inside, options, ladder=ladder)]
+
+    return leave_one_out(
+        measured, column, fit, max_groups=max_groups, held_out=held_out, seed=options.seed, progress=progress
+    )
+
+
+def op_of(records: Sequence[Path]) -> Op:
+    """The op that files of measurements or records are of.
+
+    Raises
+    ------
+    DataError
+        If a file cannot be read, or they are of several ops.
+    """
+    ops = {op.name: op for op, _ in map(read_records, records)}
+    if len(ops) > 1:
+        raise DataError(f"the files are of {', '.join(sorted(ops))}; evaluate one op at a time")
+    return next(iter(ops.values()))
+
+
+def log_holdout(result: Generalization, *, experiment: str, tracking_uri: str | None = None, command: str = "") -> str:
+    """Log what was held out, every figure by group and chooser, the tables and pictures; the MLflow run's id."""
+    from aks.train.tracking import log_figures  # mlflow takes seconds to import
+
+    groups = {entry.group: entry.rows for entry in result.groups} | {"overall": result.overall}
+    rows = [{"group": group, **json_row(row.to_row())} for group, scored in groups.items() for row in scored]
+    skipped = ("group", "chooser", "regime")
+    metrics = {
+        f"{slug(row['group'])}.{slug(row['chooser'])}/{name}": float(value)
+        for row in rows
+        for name, value in row.items()
+        if name not in skipped and value is not None
+    }
+    devices = sorted({device.name for device in result.data.devices})
+    return log_figures(
+        f"{result.data.op.name}, each {result.column} held out",
+        experiment=experiment,
+        tracking_uri=tracking_uri,
+        params={
+            "op": result.data.op.name,
+            "column": result.column,
+            "held_out_families": ", ".join(result.held_out),
+            "devices": ", ".join(devices),
+            "problems": len(result.data),
+            "command": command,
+        },
+        metrics=metrics,
+        tables={"groups.json": pd.DataFrame(rows)},
+        figures=holdout_pictures(result),
+    )
+
+
+def _frames(op: Op, paths: Sequence[Path]) -> tuple[pd.DataFrame, Op]:
+    tables = [read_records(path) for path in paths]
+    foreign = sorted({other.name for other, _ in tables} - {op.name})
+    if foreign:
+        raise DataError(f"the files are of {', '.join(foreign)} too; wanted {op.name} alone: --op names another")
+    return pa.concat_tables([table for _, table in tables]).to_pandas(), op
 
 
 def read(

@@ -15,7 +15,7 @@ from aks.core.errors import DataError
 from aks.core.measurement import Regime
 from aks.core.metrics import quantile
 from aks.evaluate import baselines
-from aks.evaluate.generalization import fit_selector
+from aks.evaluate.devices import selector_choosers
 from aks.evaluate.regret import Chooser, json_row, resolve
 from aks.evaluate.samples import Noise, measure_noise
 from aks.ops.op import Op
@@ -98,11 +98,10 @@ def measure_stability(
     pooled = from_frame(frame, op, regime=regime, path=paths, sha256=sha256)
     trained_on, unseen = _asked(pooled, halves[0])
     noise = measure_noise(frame.loc[frame["regime"] == str(Regime(regime))], op)
-    fit = fit_selector(options)
     trained: list[Sequence[Chooser]] = []
     for number, half in enumerate(halves, start=1):
         progress(f"training on {len(half)} problems ({number} of 2)")
-        trained.append(fit(half))
+        trained.append(selector_choosers(half, options))
     fastest = np.stack([resolve(baselines.oracle().rank(half), trained_on.latency_us) for half in halves])
     rows = [count_flips("fastest measured", TRAINED_ON, fastest, trained_on, noise)]
     for asked, problems in ((TRAINED_ON, trained_on), (UNSEEN, unseen)):

@@ -9,8 +9,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from aks.evaluate.devices import TREE
 from aks.evaluate.evaluation import Evaluation
-from aks.evaluate.generalization import TREE, Generalization
+from aks.evaluate.generalization import Generalization
 from aks.evaluate.regret import ChooserScore
 from aks.evaluate.samples import Noise
 from aks.evaluate.stability import Stability
@@ -111,12 +112,13 @@ def noise_statement(noise: Noise) -> str:
 
 
 def print_generalization(result: Generalization, axis: str, console: Console | None = None) -> None:
-    """Print every chooser over all held-out groups, then the tree on each group."""
+    """Print every chooser over all held-out groups, the tree on each group, and how far each is from the best."""
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, _FULL_WIDTH)
+    of = f", families {', '.join(result.held_out)} too" if result.held_out else ""
     overall = [(row.chooser, row) for row in result.overall]
-    console.print(_table(overall, f"each {result.column} held out in turn", TREE, axis, console.width))
+    console.print(_table(overall, f"each {result.column} held out in turn{of}", TREE, axis, console.width))
     groups = [
         (f"{entry.group} (trained on {entry.trained_on} problems)", row)
         for entry in result.groups
@@ -124,6 +126,33 @@ def print_generalization(result: Generalization, axis: str, console: Console | N
         if row.chooser == TREE
     ]
     console.print(_table(groups, f"the {TREE}, by {result.column} held out", TREE, axis, console.width))
+    console.print(_slowdown_table(result))
+    console.print(
+        "Slowdown: geometric mean of latency / that of the fastest measured config, over the problems that a chooser "
+        "answers, with their share if that is not all. Intervals of mean regret hold 95 % of bootstrap rounds.",
+        style="dim",
+    )
+
+
+def _slowdown_table(result: Generalization) -> Table:
+    """A line a group, a column a chooser."""
+    title = f"geometric mean slowdown, by {result.column} held out"
+    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column(result.column, no_wrap=True)
+    names = [row.chooser for row in result.overall if row.chooser != "oracle"]
+    for name in names:
+        table.add_column(name, justify="right", style="bold cyan" if name == TREE else "")
+    table.add_column(f"mean regret of the {TREE}, 95 %", justify="right")
+    for group, rows in [*((entry.group, entry.rows) for entry in result.groups), ("all", result.overall)]:
+        by_name = {row.chooser: row for row in rows}
+        cells = []
+        for name in names:
+            row = by_name[name]
+            answered = "" if row.share in (0.0, 1.0) else f" ({100 * row.share:.0f} %)"
+            cells.append(f"{times(row.score.geomean_slowdown)}{answered}")
+        low, high = by_name[TREE].regret_interval
+        table.add_row(group, *cells, f"{percent(low)} to {percent(high)}")
+    return table
 
 
 def print_stability(result: Stability, console: Console | None = None) -> None:

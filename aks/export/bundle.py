@@ -108,6 +108,7 @@ def _manifest(
             "op": tree.op,
             "device": device.to_row(),
             "trained_on": selector.get("devices", [selector["device"]["device"]]),
+            "uncovered_facts": selector.get("uncovered_facts", []),
             "regime": selector.get("regime"),
             "space_fingerprint": tree.space_fingerprint,
             "created_by": GENERATOR,

@@ -22,7 +22,8 @@ class Op:
     too: what it makes of the problem (programs, waves, steps), for models of its latency. ``flops``
     and ``bytes_moved`` are formulas over a problem: arithmetic operations, and the bytes that must
     cross DRAM once (inputs read, output written); ``weight_bytes`` those of the weights, which timing
-    rotates. ``vendor`` is the baseline config: what a user gets without us, legal for every problem.
+    rotates. ``analytic_ns`` is over problem, config and device: what a config takes by a roofline of whole
+    tiles and waves. ``vendor`` is the baseline config: what a user gets without us, legal for every problem.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Op:
     flops: str
     bytes_moved: str
     weight_bytes: str
+    analytic_ns: str
 
     @property
     def launch(self) -> ModuleType:

@@ -38,3 +38,15 @@ def tile_features(tiles: Sequence[tuple[int, int]]) -> tuple[Feature, ...]:
             for bm, bn in tiles
         ),
     )
+
+
+def analytic_ns(programs: str, tile: str, steps: str, element_bytes: str) -> str:
+    """Formula of a roofline over whole tiles (m x n elements, ``steps`` of k) in whole waves of ``programs``.
+
+    The longer of moving all bytes once and of the arithmetic, both at the rate that the waves' filled
+    share of the SMs has.
+    """
+    waves = f"(ceil_div({programs}, sm_count) * sm_count)"
+    moving = f"(m * n + m * k + n * k) * {element_bytes} // dram_gb_s * {waves} // {programs}"
+    arithmetic = f"{waves} * ({tile}) // 16 * ({steps}) // (tflops_16bit * 500 // 16)"
+    return f"max({moving}, {arithmetic})"

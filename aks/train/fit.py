@@ -17,7 +17,7 @@ from aks.train.latency import LatencyModel, fit_latency_model
 from aks.train.leaves import LeafRule
 from aks.train.portfolio import Portfolio, select_portfolio
 from aks.train.teacher import imagine
-from aks.train.transport import carry_over, default_device
+from aks.train.transport import carry_over, default_device, uncovered_facts
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Options:
     """What training can be told. Defaults were chosen by cross-validation over training families.
 
     num_imagined: problems that the latency model prices, between the measured ones. measured_weight: of
-    a measured problem against an imagined one. num_rounds: of boosting, for the classifier.
+    a measured problem against an imagined one. num_rounds: of boosting, for the classifier. guessed_leaf:
+    the rule on devices that are unlike all that were measured: there a tree leans on the vendor.
     """
 
     seed: int = 0
@@ -35,13 +36,18 @@ class Options:
     num_rounds: int = 60
     shape: Shape = field(default_factory=Shape)
     leaf: LeafRule = field(default_factory=LeafRule)
+    guessed_leaf: LeafRule = field(default_factory=lambda: LeafRule(noise=0.05, max_harmed=0.1))
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A selector for ``device``: ``examples`` are the training problems there over the portfolio's configs."""
+    """A selector for ``device``: ``examples`` are the training problems there over the portfolio's configs.
+
+    uncovered: facts of the device that no measured one is near to; if there are any, the tree leans on the vendor.
+    """
 
     device: DeviceSpec
+    uncovered: tuple[str, ...]
     portfolio: Portfolio
     examples: Examples
     classifier: RegretClassifier
@@ -74,6 +80,7 @@ def fit(
     if model is None:
         say(f"modelling latencies of {len(training_set.configs)} configs on {len(training_set)} problems")
         model = fit_latency_model((training_set, *others), seed)
+    uncovered = uncovered_facts(device, set(training_set.devices))
     here = carry_over(training_set, model, device)
     around = max((here, *others), key=len)
     imagined = imagine(here, model, options.num_imagined, device, seed, around=around)
@@ -95,7 +102,7 @@ def fit(
         np.stack([declared, undeclared]),
         examples,
         options.shape,
-        options.leaf,
+        options.guessed_leaf if uncovered else options.leaf,
         seed,
     )
-    return Fitted(device, portfolio, examples, classifier, tree)
+    return Fitted(device, uncovered, portfolio, examples, classifier, tree)

@@ -185,6 +185,7 @@ def describe(
         "regime": training.regime.value,
         "device": fitted.device.to_row(),
         "devices": sorted({entry.name for entry in training.devices}),
+        "uncovered_facts": list(fitted.uncovered),
         "space_fingerprint": op.space.fingerprint,
         "dataset": {
             "sha256": source.sha256,

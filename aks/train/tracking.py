@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict
 from io import StringIO
@@ -22,6 +22,7 @@ os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
 
 import mlflow
 import mlflow.xgboost as mlflow_xgboost
+from matplotlib.figure import Figure
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.models import infer_signature
 
@@ -64,6 +65,31 @@ def log_training(result: TrainResult, options: Options, *, experiment: str, trac
             _log_datasets(result)
             _log_artifacts(result)
             _log_model(result)
+    return run.info.run_id
+
+
+def log_figures(
+    name: str,
+    *,
+    experiment: str,
+    tracking_uri: str | None = None,
+    params: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    tables: Mapping[str, pd.DataFrame],
+    figures: Mapping[str, Figure],
+) -> str:
+    """Log one run that trains nothing to keep, such as an evaluation; its id. The rest as ``log_training``."""
+    mlflow.set_tracking_uri(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
+    with _quiet():
+        if "MLFLOW_RUN_ID" not in os.environ:
+            mlflow.set_experiment(experiment_id=_experiment_id(experiment))
+        with mlflow.start_run(run_name=name) as run:
+            mlflow.log_params(dict(params))
+            mlflow.log_metrics(dict(metrics))
+            for file, table in tables.items():
+                mlflow.log_table(table, file)
+            for file, figure in figures.items():
+                mlflow.log_figure(figure, f"pictures/{file}")
     return run.info.run_id
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import log, sqrt
 
@@ -18,6 +18,8 @@ from aks.train.latency import LatencyModel
 _FACTS = ("sm_count", "l2_bytes", "dram_gb_s", "clock_mhz", "smem_bytes_per_sm", "registers_per_sm")
 _LEAST_DISTANCE = 0.05
 """Two devices of the same facts are not quite the same either."""
+_MARGIN = 1.5
+"""A fact is covered up to so many times beyond the devices that were measured."""
 _DISBELIEF = 1.0
 """What a residual is weighed against: one from a device at distance 1 (e times the SMs, say) counts half."""
 
@@ -35,6 +37,20 @@ def device_distance(one: DeviceSpec, other: DeviceSpec) -> float:
 def nearest_device(device: DeviceSpec, others: Sequence[DeviceSpec]) -> DeviceSpec:
     """The device in ``others`` that is least unlike ``device``; the first by name of several."""
     return min(others, key=lambda other: (device_distance(device, other), other.name))
+
+
+def uncovered_facts(device: DeviceSpec, known: Iterable[DeviceSpec]) -> tuple[str, ...]:
+    """Facts of ``device`` that are beyond what the devices ``known`` span: what is said of it is a guess.
+
+    Numbers may be 1.5 times beyond; a capability must have been measured.
+    """
+    known = list(known)
+    uncovered = [] if device.capability in {other.capability for other in known} else ["capability"]
+    for name in _FACTS:
+        values = [getattr(other, name) for other in known]
+        if not min(values) <= _MARGIN * getattr(device, name) or getattr(device, name) > _MARGIN * max(values):
+            uncovered.append(name)
+    return tuple(uncovered)
 
 
 def default_device(training_set: TrainingSet) -> DeviceSpec:

@@ -23,7 +23,7 @@ def measured(device: str = "h200", gain: float = 2.0, n: int = 4096) -> pd.DataF
 def best_on_average(seen: list[TrainingSet]):
     """A chooser that always takes what was best in training, and keeps what it was shown."""
 
-    def fit(train: TrainingSet) -> list[Chooser]:
+    def fit(train: TrainingSet, inside: TrainingSet) -> list[Chooser]:
         seen.append(train)
         plain = train.configs.index(PLAIN)
         best = plain if np.log(train.latency_us[:, plain] / train.baseline_us).mean() < 0 else 0

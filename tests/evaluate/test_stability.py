@@ -149,7 +149,8 @@ def test_trainings_on_the_same_latencies_never_differ(data_file, monkeypatch):
 
 
 def test_the_command_prints_a_table_and_writes_all_figures(data_file, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(stability, "fit_selector", lambda _, fit=stability.fit_selector: fit(QUICK))
+    choosers = stability.selector_choosers
+    monkeypatch.setattr(stability, "selector_choosers", lambda data, _: choosers(data, QUICK))
     words = ["stability", "--data", str(data_file), "--json", str(tmp_path / "figures.json")]
     app(words, standalone_mode=False)
     output = capsys.readouterr().out

@@ -9,7 +9,7 @@ import pytest
 
 from aks.core.device import find_device
 from aks.train.latency import fit_latency_model
-from aks.train.transport import carry_over, default_device, device_distance, nearest_device
+from aks.train.transport import carry_over, default_device, device_distance, nearest_device, uncovered_facts
 
 H200, HALF = find_device("h200"), find_device("h200-64sm")
 
@@ -74,3 +74,11 @@ def test_what_was_measured_on_the_device_is_kept_and_what_failed_everywhere_fail
     kept = away.latency_us[measured]
     assert (kept[np.isfinite(kept)] == 77.0).all()
     assert not np.isfinite(away.latency_us[:, column]).any()
+
+
+def test_facts_are_covered_up_to_a_half_beyond_what_was_measured():
+    known = [find_device(name) for name in ("h200-32sm", "h200-96sm")]
+    assert uncovered_facts(find_device("h200-64sm"), known) == ()
+    assert uncovered_facts(H200, known) == ()
+    assert uncovered_facts(find_device("h200-16sm"), known) == ("sm_count",)
+    assert "capability" in uncovered_facts(find_device("a100-sxm4-80gb"), known)

@@ -13,7 +13,7 @@ from aks.core.config import Config, ConfigSpace, Rule
 from aks.core.features import Feature
 from aks.core.problem import Problem
 from aks.ops.op import Op
-from aks.ops.tiles import PARTITION_FEATURES, tile_features
+from aks.ops.tiles import PARTITION_FEATURES, analytic_ns, tile_features
 
 KINDS = ("torch_mm", "cublaslt", "gemv", "stream", "tiled", "tma", "persistent")
 
@@ -235,6 +235,7 @@ _BLOCK_N = "max(block_n, (kind < GEMV) * 256)"
 _BLOCK_K = "max(block_k, 64)"
 _SPLIT_K = "max(split_k, 1)"
 _K_SHARE = f"ceil_div(k, {_SPLIT_K})"
+_STEPS = f"ceil_div({_K_SHARE}, {_BLOCK_K})"
 _PROGRAMS = f"(ceil_div(m, {_BLOCK_M}) * ceil_div(n, {_BLOCK_N}) * {_SPLIT_K})"
 # Programs that an SM holds at once: as many as are launched, by shared memory, or by registers.
 _RESIDENT = (
@@ -270,8 +271,8 @@ CONFIG_FEATURES = (
         f"{_PROGRAMS} * 1000 // (ceil_div({_PROGRAMS}, sm_count * {_RESIDENT}) * sm_count * {_RESIDENT})",
         "permille",
     ),
-    Feature("steps", f"ceil_div({_K_SHARE}, {_BLOCK_K})", "steps along k of a program"),
-    Feature("k_padding", f"ceil_div({_K_SHARE}, {_BLOCK_K}) * {_BLOCK_K} * {_SPLIT_K} * 100 // k", "percent"),
+    Feature("steps", _STEPS, "steps along k of a program"),
+    Feature("k_padding", f"{_STEPS} * {_BLOCK_K} * {_SPLIT_K} * 100 // k", "percent"),
     Feature("n_padding", f"ceil_div(n, {_BLOCK_N}) * {_BLOCK_N} * 100 // n", "percent"),
     Feature("m_padding", f"ceil_div(m, {_BLOCK_M}) * {_BLOCK_M} * 100 // m", "percent"),
     Feature("reads_of_w", f"ceil_div(m, {_BLOCK_M})"),
@@ -293,4 +294,7 @@ GEMM = Op(
     flops="2 * m * n * k",
     bytes_moved="2 * (m * n + m * k + n * k)",
     weight_bytes="2 * n * k",
+    analytic_ns=analytic_ns(
+        _PROGRAMS, f"{_BLOCK_M} * {_BLOCK_N}", f"ceil_div({_K_SHARE}, {_BLOCK_K}) * {_BLOCK_K}", "2"
+    ),
 )

@@ -15,7 +15,7 @@ from aks.core.config import Config, ConfigSpace, Rule
 from aks.core.features import Feature
 from aks.core.problem import Problem
 from aks.ops.op import Op
-from aks.ops.tiles import PARTITION_FEATURES, tile_features
+from aks.ops.tiles import PARTITION_FEATURES, analytic_ns, tile_features
 
 ELEMENT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
@@ -186,4 +186,5 @@ MM = Op(
     flops="2 * m * n * k",
     bytes_moved=f"{_BYTES} * {_IO}",
     weight_bytes=f"{_BYTES} * n * k",
+    analytic_ns=analytic_ns(_PROGRAMS, f"{_BLOCK_M} * {_BLOCK_N}", f"{_STEPS} * {_BLOCK_K}", _BYTES),
 )
