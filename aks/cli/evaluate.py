@@ -58,7 +58,7 @@ def evaluate(
     ] = 5,
     records: Annotated[
         list[Path] | None,
-        typer.Option(help="With --holdout: also these measurements or others' records; their op is what is evaluated."),
+        typer.Option(help="With --holdout: these measurements or others' records instead, or beside --data."),
     ] = None,
     regime: RegimeName = Regime.COLD,
     track: Annotated[bool, typer.Option(help="With --holdout: log the run to MLflow.")] = True,
@@ -185,10 +185,11 @@ def _hold_out(
     known_op = op_of(records) if records else find_op(op)
     if tracking.wanted:
         import aks.train.tracking  # noqa: F401  # should mlflow be missing, now is the time to say so
-    paths = [*holdout_paths(known_op.name, data, records), *records]
+    # What others recorded was run by other software: it is mixed with ours only if that is asked for.
+    given = data_paths(known_op.name, data) if data or not records else []
     result = evaluate_holdout(
         known_op,
-        paths,
+        [*given, *records],
         column,
         regime=regime,
         held_out=split_words(held_out, "held-out") if held_out else (),
@@ -207,10 +208,3 @@ def _hold_out(
             command=command_line(),
         )
         print(f"MLflow run {run_id}")
-
-
-def holdout_paths(op: str, given: list[Path] | None, records: list[Path]) -> list[Path]:
-    """The files that were given, or those of the checkout; none of either is fine beside ``records``."""
-    if records and not given and not list(Path("data", op).glob("*.parquet")):
-        return []
-    return data_paths(op, given)

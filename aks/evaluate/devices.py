@@ -58,30 +58,32 @@ def selector_choosers(train: TrainingSet, options: Options, *, ladder: bool = Fa
 def device_choosers(train: TrainingSet, inside: TrainingSet, options: Options, *, ladder: bool = True) -> list[Chooser]:
     """What one can do on devices that ``train`` has nothing of, and what their own data would teach.
 
-    inside: ``train`` and the training problems that were measured on these devices.
+    inside: ``train`` and the training problems that were measured on these devices. ladder adds what takes
+    trainings of their own. Where a problem was tried with some configs only, as records of others are, those
+    that price every config choose among these.
     """
     model = fit_latency_model([train], options.seed)
     fitted = _trainer(train, options, model)
     devices = sorted(set(train.devices), key=lambda device: device.name)
-    zero_shot = [
-        by_device(baselines.XGBOOST, lambda device: _classifier(fitted(device))),
-        by_device(TREE, lambda device: _tree(train, options, fitted(device), device)),
-        by_device(COVERED, lambda device: _covered_tree(train, options, fitted(device), device)),
-    ]
-    if not ladder:
-        return zero_shot
-    own = _trainer(inside, options)
 
     def nearest_tree(device: DeviceSpec) -> Chooser:
         return _tree(train, options, fitted(nearest_device(device, devices)), device)
 
+    trained = []
+    if ladder:
+        own = _trainer(inside, options)
+        trained = [
+            by_device(NEAREST_TREE, nearest_tree),
+            by_device(OWN_TREE, lambda device: _tree(inside, options, own(device), device)),
+        ]
     return [
         Chooser(ROOFLINE, _roofline, note="the least max(bytes, operations) over whole waves of whole tiles"),
         by_device(COPY, lambda device: _copy(train, nearest_device(device, devices))),
-        by_device(NEAREST_TREE, nearest_tree),
+        *trained,
         Chooser(MODEL, lambda data: _fastest_expected(train, model, data), note="what the tree learns from"),
-        *zero_shot,
-        by_device(OWN_TREE, lambda device: _tree(inside, options, own(device), device)),
+        by_device(baselines.XGBOOST, lambda device: _classifier(fitted(device))),
+        by_device(TREE, lambda device: _tree(train, options, fitted(device), device)),
+        by_device(COVERED, lambda device: _covered_tree(train, options, fitted(device), device)),
     ]
 
 
@@ -149,7 +151,7 @@ def _copy(train: TrainingSet, source: DeviceSpec) -> Chooser:
 
 def _fastest_expected(train: TrainingSet, model: LatencyModel, data: TrainingSet) -> NDArray[np.intp]:
     known = train.trusted & np.isfinite(train.latency_us).any(axis=0)
-    expected = model.latency_us(data.features, data.columns, data.configs, data.legal & known, data.regime)
+    expected = model.latency_us(data.features, data.columns, data.configs, _tried(data) & known, data.regime)
     return expected.argmin(axis=1)[:, None]
 
 
@@ -160,4 +162,9 @@ def _roofline(data: TrainingSet) -> NDArray[np.intp]:
     for index, config in enumerate(data.configs):
         constants = {name: np.int64(value) for name, value in config.variables().items()}
         cost[:, index] = evaluate_columns(formula, {**columns, **constants})[:, 0]
-    return np.where(data.legal & data.trusted, cost, np.inf).argmin(axis=1)[:, None]
+    return np.where(_tried(data) & data.trusted, cost, np.inf).argmin(axis=1)[:, None]
+
+
+def _tried(data: TrainingSet) -> NDArray[np.bool_]:
+    """[P, C]: legal, and not left out of the measurements; how it came out, nobody looks at."""
+    return data.legal & ~np.isnan(data.latency_us)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from aks.core.bundle import Bundle, read_bundle
 from aks.core.config import Config
-from aks.core.device import DeviceSpec, device_slug
+from aks.core.device import DeviceSpec, device_slug, find_device
 from aks.core.errors import InvalidProblemError, UnknownDeviceError, UnknownOpError
 from aks.core.python_source import Actions, argument_list, function_lines
 from aks.core.tree import VENDOR, Parameter, Tree
@@ -70,28 +70,42 @@ class Predictor:
         device: str | DeviceSpec | None = None,
         path: Path | str | None = None,
         version: str | None = None,
+        sm_count: int | None = None,
     ) -> Predictor:
         """The predictor for an op on a device.
 
-        op is a name, or an ``Op``: with the latter the tree must be for its config space as it is now,
-        and configs are of its own type instead of one made from the tree. device is a name (``h200``,
-        ``NVIDIA H200``) or a ``DeviceSpec``, all of whose facts must then agree; it may be left out if
-        path is given. path is the folder with ``manifest.json``; without it, ``<op>/<device>`` is looked
-        for in the folder that the environment variable ``AKS_MODELS`` names, then in the models that
-        came with aks. version is another predictor's ``version``: the first process of a job loads what
-        is there and tells its version to the others, which then decide as it does, or do not start. A
-        version that an export has replaced is still found; a folder that is being replaced gives the
-        old version or the new one, whole.
+        Parameters
+        ----------
+        op
+            A name, or an ``Op``: with the latter the tree must be for its config space as it is now, and
+            configs are of its own type instead of one made from the tree.
+        device
+            A name (``h200``, ``NVIDIA H200``) or a ``DeviceSpec``, all of whose facts must then agree. It
+            may be left out if path is given.
+        path
+            The folder with ``manifest.json``; without it, ``<op>/<device>`` is looked for in the folder
+            that the environment variable ``AKS_MODELS`` names, then in the models that came with aks.
+        version
+            Another predictor's ``version``: the first process of a job loads what is there and tells its
+            version to the others, which then decide as it does, or do not start. A version that an export
+            has replaced is still found; a folder that is being replaced gives the old version or the new
+            one, whole.
+        sm_count
+            SMs of the partition of ``device`` that launches go to (a green context's stream), each of
+            which has a tree of its own, ``<op>/h200-64sm``. All of its SMs are the device itself.
 
         Raises
         ------
         UnknownOpError, UnknownDeviceError
-            If nothing was exported for the op, or for it on the device; says what there is.
+            If nothing was exported for the op, or for it on the device, or the device has not that many
+            SMs; says what there is.
         ArtifactError
             If the files are truncated, altered, or for another op, device or config space, or of
             another version than was asked for.
         """
         name = op if isinstance(op, str) else op.name
+        if sm_count is not None:
+            device = _partition(device, sm_count)
         bundle = read_bundle(Path(path) if path is not None else _find_folder(name, device), version)
         bundle.check_op(name, None if isinstance(op, str) else op.space.fingerprint)
         if device is not None:
@@ -218,6 +232,12 @@ def _model_roots() -> list[Path]:
     return [*([Path(given)] if given else []), package / "models", package.parent / "models"]
 
 
+def _partition(device: str | DeviceSpec | None, sm_count: int) -> DeviceSpec:
+    if device is None:
+        raise UnknownDeviceError(f"sm_count={sm_count} is a part of which GPU? Name it: device='h200'")
+    return (find_device(device) if isinstance(device, str) else device).partition(sm_count)
+
+
 def _find_folder(op: str, device: str | DeviceSpec | None) -> Path:
     roots = _model_roots()
     pattern = f"{op}/*/manifest.json" if op.isidentifier() else "no such op"
@@ -234,5 +254,5 @@ def _find_folder(op: str, device: str | DeviceSpec | None) -> Path:
     wanted = f"device {slug!r}" if slug else "a device that was not named"
     raise UnknownDeviceError(
         f"no exported {op} tree for {wanted}; there are: {', '.join(sorted(found))}; "
-        "to make one for another: aks collect, aks train, aks export"
+        "to make one for another, measured (aks collect) or not: aks train --device, aks export"
     )

@@ -277,7 +277,9 @@ def test_unknown_devices_and_ops_say_what_there_is(tmp_path: Path, monkeypatch: 
     load(tmp_path, selector([3, 0]))
     shutil.copytree(tmp_path / "out", tmp_path / "models" / "gemm" / "h200")
     monkeypatch.setenv("AKS_MODELS", str(tmp_path / "models"))
-    with pytest.raises(UnknownDeviceError, match=r"'b300'; there are: .*h200.*aks collect, aks train, aks export"):
+    with pytest.raises(
+        UnknownDeviceError, match=r"(?s)'b300'; there are: .*h200.*aks collect.*aks train --device, aks export"
+    ):
         Predictor.load("gemm", device="b300")
     with pytest.raises(UnknownDeviceError, match="not named"):
         Predictor.load("gemm")
@@ -298,3 +300,19 @@ def test_a_partition_of_the_device_is_another_device(tmp_path: Path):
     partition = dataclasses.replace(H200, sm_count=32)
     with pytest.raises(ArtifactError, match="is for device"):
         load(tmp_path, selector([3, 0]), device=partition)
+
+
+def test_a_partition_has_a_tree_of_its_own(tmp_path: Path, monkeypatch):
+    for name in ("h200", "h200-64sm"):
+        made = write_selector(tmp_path, random_selector(1, device=find_device(name)))
+        bundle.export(made, tmp_path / "models" / "gemm" / name)
+    monkeypatch.setenv("AKS_MODELS", str(tmp_path / "models"))
+    assert Predictor.load("gemm", device="h200", sm_count=64).bundle.device == find_device("h200-64sm")
+    assert Predictor.load("gemm", device=find_device("h200"), sm_count=64).tree.device == "h200-64sm"
+    assert Predictor.load("gemm", device="h200", sm_count=132).tree.device == "h200"
+    with pytest.raises(UnknownDeviceError, match=r"no exported gemm tree for device 'h200-40sm'.*h200-64sm.*--device"):
+        Predictor.load("gemm", device="h200", sm_count=40)
+    with pytest.raises(UnknownDeviceError, match="no partition of 133 SMs"):
+        Predictor.load("gemm", device="h200", sm_count=133)
+    with pytest.raises(UnknownDeviceError, match="part of which GPU"):
+        Predictor.load("gemm", sm_count=64)
