@@ -140,16 +140,18 @@ def _evaluate(
     ladder: bool,
     bench: bool,
 ) -> Evaluation:
+    from aks.core.bundle import read_bundle
     from aks.evaluate.run import evaluate as run
     from aks.ops import find_op
     from aks.runtime.predictor import Predictor
 
     known_op = find_op(op)
-    paths = data_paths(op, data)
+    folder = model or Predictor.load(known_op, device).bundle.folder
+    of_device = Path("data", op, f"{read_bundle(folder).device.name}.parquet")
     return run(
         known_op,
-        paths,
-        model or Predictor.load(known_op, device).bundle.folder,
+        data_paths(op, data or ([of_device] if of_device.is_file() else None)),
+        folder,
         held_out=split_words(held_out, "held-out") if held_out else (),
         selector=selector,
         ladder=ladder,

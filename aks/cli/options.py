@@ -18,7 +18,8 @@ OpName = Annotated[str, typer.Option("--op", help=f"One of: {', '.join(OPS)}.")]
 OpArgument = Annotated[str, typer.Argument(metavar="OP", help=f"One of: {', '.join(OPS)}.")]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 Data = Annotated[
-    list[Path] | None, typer.Option(help="Parquet file; may be repeated. Default: every file of data/<op>.")
+    list[Path] | None,
+    typer.Option(help="Parquet file; may be repeated. Default: data/<op>, or of it the scored tree's device."),
 ]
 TreeDevice = Annotated[str, typer.Option("--device", help="Device whose shipped tree is meant.")]
 Model = Annotated[Path | None, typer.Option(help="Exported folder, instead of a shipped tree.")]
