@@ -53,6 +53,7 @@ def evaluate(
     holdout: Annotated[
         str, typer.Option(help="Instead of scoring a tree: hold out each value of this column, train on the rest.")
     ] = "",
+    values: Annotated[str, typer.Option(help="With --holdout: only these values, comma-separated; default: all.")] = "",
     max_groups: Annotated[
         int, typer.Option(min=2, help="With --holdout: how many trainings at most; devices are held out one by one.")
     ] = 5,
@@ -76,6 +77,7 @@ def evaluate(
       aks evaluate --model runs/demo/model --selector runs/demo/selector.json --report report.html
       aks evaluate --holdout family --max-groups 4
       aks evaluate --holdout device
+      aks evaluate --holdout device --values h200-24sm,h200-72sm
       aks evaluate --holdout device --held-out exaone,falcon,phi --json runs/devices.json
       aks evaluate --holdout device --records mm_a100_h100.parquet
     """
@@ -88,6 +90,7 @@ def evaluate(
             records or [],
             holdout,
             held_out,
+            values,
             regime,
             max_groups,
             ladder,
@@ -174,6 +177,7 @@ def _hold_out(
     records: list[Path],
     column: str,
     held_out: str,
+    values: str,
     regime: Regime,
     max_groups: int,
     ladder: bool,
@@ -195,6 +199,7 @@ def _hold_out(
         column,
         regime=regime,
         held_out=split_words(held_out, "held-out") if held_out else (),
+        values=split_words(values, "value") if values else (),
         max_groups=max_groups,
         ladder=ladder,
         progress=lambda text: print(f"holding out {text}", file=sys.stderr),

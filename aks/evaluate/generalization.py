@@ -145,10 +145,13 @@ def leave_one_out(
     *,
     max_groups: int = 5,
     held_out: Sequence[str] = (),
+    values: Sequence[str] = (),
     seed: int = 0,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Generalization:
     """Hold out each group of ``column`` in turn; ``fit`` sees the others, and its choosers are scored on it.
+
+    values: hold out the groups that have one of these alone (empty: all).
 
     Vendor and oracle are scored beside them. Holding out families also withholds every problem that
     shares weights with them, as ``split`` does. With families ``held_out`` the groups are scored on
@@ -159,7 +162,7 @@ def leave_one_out(
     DataError
         If the column is unknown or has fewer than two groups, or a group leaves nothing to train on.
     """
-    groups = make_groups(data, column, max_groups)
+    groups = _with(values, make_groups(data, column, max_groups), column)
     columns: dict[str, NDArray[np.intp]] = {}
     cluster = np.zeros(len(data), dtype=np.intp)
     scores = []
@@ -188,6 +191,13 @@ def leave_one_out(
     choices = {name: column_of[scored] for name, column_of in columns.items()}
     rows = tuple(overall.score(name, choice) for name, choice in choices.items())
     return Generalization(column, tuple(scores), rows, problems, choices, tuple(sorted(held_out)))
+
+
+def _with(values: Sequence[str], groups: list[Group], column: str) -> list[Group]:
+    known = {value for group in groups for value in group.values}
+    if unknown := sorted(set(values) - known):
+        raise DataError(f"no {column} {', '.join(unknown)} in the data; it has {', '.join(sorted(known))}")
+    return [group for group in groups if not values or not set(values).isdisjoint(group.values)]
 
 
 def _split(

@@ -101,6 +101,7 @@ def evaluate_holdout(
     *,
     regime: Regime | str = Regime.COLD,
     held_out: Sequence[str] = (),
+    values: Sequence[str] = (),
     max_groups: int = 5,
     ladder: bool = False,
     options: Options = _DEFAULTS,
@@ -124,7 +125,14 @@ def evaluate_holdout(
         return [*theirs, *device_choosers(train, inside, options, ladder=ladder)]
 
     return leave_one_out(
-        measured, column, fit, max_groups=max_groups, held_out=held_out, seed=options.seed, progress=progress
+        measured,
+        column,
+        fit,
+        max_groups=max_groups,
+        held_out=held_out,
+        values=values,
+        seed=options.seed,
+        progress=progress,
     )
 
 

@@ -89,3 +89,12 @@ def test_unknown_column_names_those_there_are():
 def test_a_column_of_one_value_is_too_few():
     with pytest.raises(DataError, match=r"1 dtype \(bf16\).*leaves nothing to train on"):
         make_groups(from_frame(measured(), OP), "dtype", 5)
+
+
+def test_only_the_values_that_are_named_are_held_out():
+    frame = pd.concat([measured("h200"), measured("h100-80gb-hbm3")], ignore_index=True)
+    seen: list[TrainingSet] = []
+    result = leave_one_out(from_frame(frame, OP), "device", best_on_average(seen), values=["h200"])
+    assert [group.group for group in result.groups] == ["h200"] and len(seen) == 1
+    with pytest.raises(DataError, match="no device b300 in the data; it has h100-80gb-hbm3, h200"):
+        leave_one_out(from_frame(frame, OP), "device", best_on_average([]), values=["b300"])
