@@ -48,7 +48,7 @@ def run(
     ] = None,
     seed: Seed = 0,
 ) -> None:
-    """Adapt a trained selector to the GPU of this machine in a few minutes of measuring.
+    """Adapt a trained selector to the GPU of this machine in a few minutes; 'simulate' says how well that goes.
 
     Picks the problems, and for each the configs, on whose order the prior's models disagree; measures
     them; adapts; and so on. Writes selector.json for 'aks export'. Needs the 'gpu' and the 'train'
@@ -61,7 +61,6 @@ def run(
       aks calibrate --device a100 --plan-only plan.csv
       aks collect --problems plan.csv --out runs/a100.db
       aks calibrate --measured runs/a100.db --out runs/a100
-      aks calibrate simulate --devices h200-48sm,h100-80gb-hbm3 --minutes 0,0.5,1
     """
     if context.invoked_subcommand:
         return
@@ -198,7 +197,9 @@ def _write(prior: Prior, device: DeviceSpec, measured: TrainingSet | None, out: 
 
     options = Options(seed=seed)
     training, fitted = fit_to(prior, device, measured, options, lambda line: print(line, file=sys.stderr))
-    path, selector = write_selector(out, fitted, training, training, (), options, command=command_line())
+    seen = set[str]().union(*measured.families) if measured else set()
+    held_out = [name for name in prior.held_out if name not in seen]
+    path, selector = write_selector(out, fitted, training, training, held_out, options, command=command_line())
     tree = selector["metrics"]
     print(
         f"{len(measured) if measured else 0} problems measured on {device.name}; tree of {tree['num_leaves']:.0f} "

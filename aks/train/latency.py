@@ -55,19 +55,19 @@ class LatencyModel:
     ) -> NDArray[np.float64]:
         """[P, K] microseconds in a regime; ``inf`` where ``usable`` [P, K] is False."""
         predicted = self._log_ratio(features, columns, configs, usable, regime).mean(axis=0)
-        return np.exp(predicted) * roofline_us(self.op, columns)[:, None]
+        return np.exp(predicted.astype(np.float64)) * roofline_us(self.op, columns)[:, None]
 
     def members_us(
         self, features: NDArray, columns: Columns, configs: Sequence[Config], usable: NDArray[np.bool_], regime: Regime
     ) -> NDArray[np.float64]:
         """[B, P, K]: the same by each booster alone."""
         predicted = self._log_ratio(features, columns, configs, usable, regime)
-        return np.exp(predicted) * roofline_us(self.op, columns)[:, None]
+        return np.exp(predicted.astype(np.float64)) * roofline_us(self.op, columns)[:, None]
 
     def _log_ratio(
         self, features: NDArray, columns: Columns, configs: Sequence[Config], usable: NDArray[np.bool_], regime: Regime
-    ) -> NDArray[np.float64]:
-        predicted = np.full((len(self.boosters), *usable.shape), np.inf)
+    ) -> NDArray[np.float32]:
+        predicted = np.full((len(self.boosters), *usable.shape), np.inf, dtype=np.float32)
         for index, config in enumerate(configs):
             asked = np.flatnonzero(usable[:, index])
             if len(asked):

@@ -31,7 +31,8 @@ _REDO = "write it again: aks train --prior"
 class Prior:
     """problems [P]: those that training had, with their families, without any latency.
 
-    configs: those that were timed and never wrong, the vendor's first.
+    configs: those that were timed and never wrong, the vendor's first. held_out: families that training
+    saw nothing of.
     """
 
     model: LatencyModel
@@ -39,6 +40,7 @@ class Prior:
     configs: tuple[Config, ...]
     problems: tuple[Problem, ...]
     families: tuple[frozenset[str], ...]
+    held_out: tuple[str, ...] = ()
 
     @property
     def op(self) -> Op:
@@ -102,6 +104,7 @@ def load_prior(selector: Mapping[str, Any], folder: Path, op: Op) -> Prior:
             tuple(op.config_type.from_row(row) for row in entry["configs"]),
             tuple(op.problem_type.from_row({str(name): value for name, value in row.items()}) for row in rows),
             tuple(frozenset(split_families(row["families"])) for row in rows),
+            tuple(map(str, selector["dataset"]["held_out_families"])),
         )
     except ArtifactError:
         raise

@@ -34,7 +34,7 @@ def test_a_prior_comes_back_with_problems_and_predictions_but_no_latency(folder,
     seen = training_set.subset(rows)
     assert set(prior.problems) <= set(seen.problems)
     assert not any(names & set(HELD_OUT) for names in prior.families)
-    assert prior.configs == training_set.configs
+    assert prior.configs == training_set.configs and prior.held_out == HELD_OUT
     kept = seen.subset([row for row, problem in enumerate(seen.problems) if problem in set(prior.problems)])
     model = fit_latency_model([kept], OPTIONS.seed, num_boosters=len(prior.model.boosters))
     asked = kept.features, kept.columns, kept.configs, kept.legal, kept.regime
