@@ -25,11 +25,13 @@ from tests.data.test_autoheuristic import ATEN, TRITON, record, written
 from tests.selectors import random_selector, write_selector
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["collect", "train", "export", "evaluate", "stability", "explain", "report", "devices", "data", "import"]
+COMMANDS = ["collect", "train", "export", "evaluate", "stability", "explain", "report", "devices"]
+COMMANDS += ["calibrate", "data", "import"]
 LEAVES = [
     *((name,) for name in COMMANDS if name not in ("data", "import")),
     *(("data", name) for name in ("list", "check", "merge", "problems")),
     ("import", "autoheuristic"),
+    ("calibrate", "simulate"),
 ]
 
 

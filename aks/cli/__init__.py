@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from aks.cli.calibrate import calibrate
 from aks.cli.collect import collect
 from aks.cli.data import data
 from aks.cli.devices import devices
@@ -33,6 +34,7 @@ app = typer.Typer(
 
 for command in (collect, train, export, evaluate, stability, explain, report, devices):
     app.command()(command)
+app.add_typer(calibrate, name="calibrate")
 app.add_typer(data, name="data")
 app.add_typer(imports, name="import")
 

@@ -29,7 +29,10 @@ def collect(
     op: OpName = "gemm",
     out: Annotated[Path, typer.Option(help="SQLite file to write, or to continue.")] = Path("runs/collect.db"),
     families: Annotated[str, typer.Option(help="Model families, comma-separated; default: all, and a sample.")] = "",
-    problems: Annotated[Path | None, typer.Option(help="CSV file with a problem a line, instead of families.")] = None,
+    problems: Annotated[
+        Path | None,
+        typer.Option(help="CSV file with a problem a line, instead of families; or a plan of 'aks calibrate'."),
+    ] = None,
     same_as: Annotated[
         Path | None,
         typer.Option(help="Parquet file: measure its problems, each with the configs that it has there.", exists=True),
@@ -74,6 +77,7 @@ def collect(
     """
     from aks.collect.environment import current_environment
     from aks.collect.runner import collect as run
+    from aks.collect.sources import configs_from_csv
     from aks.ops import find_op
 
     chosen_regimes = [Regime(name) for name in split_words(regimes, "regime", Regime)]
@@ -89,12 +93,15 @@ def collect(
         workloads = _workloads(
             known_op, families, problems, from_model, m_values, dtypes or "bf16", num_problems or 1500, seed
         )
-        configs = _portfolio(known_op, configs_from) if configs_from else None
+        if configs_from:
+            configs = _portfolio(known_op, configs_from)
+        elif problems is not None and not (families or from_model):
+            configs = configs_from_csv(known_op, problems)
     run(
         known_op,
         workloads,
         out=out,
-        device=_device(device, sms),
+        device=visible_device(device, sms),
         environment=current_environment(),
         regimes=chosen_regimes,
         configs=configs,
@@ -103,7 +110,7 @@ def collect(
     )
 
 
-def _device(name: str, sms: int | None) -> DeviceSpec:
+def visible_device(name: str, sms: int | None) -> DeviceSpec:
     """The visible GPU, by the facts of ``name`` if one is given; or ``sms`` of its SMs.
 
     Raises

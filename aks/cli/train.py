@@ -25,6 +25,7 @@ def train(
     ] = "",
     on_everything: Annotated[bool, typer.Option("--on-everything", help="Hold out nothing: no score.")] = False,
     max_portfolio: Annotated[int, typer.Option(min=2, max=len(SYMBOLS), help="How many configs to keep at most.")] = 64,
+    prior: Annotated[bool, typer.Option("--prior", help="Also write what 'aks calibrate' starts from: 12 MB.")] = False,
     seed: Seed = 0,
     track: Annotated[bool, typer.Option(help="Log the run to MLflow.")] = True,
     tracking_uri: TrackingUri = "",
@@ -42,6 +43,7 @@ def train(
       aks train --data data/gemm/h200.parquet --out runs/gemm --held-out llama-3,qwen-3
       aks train --device h200-24sm --out runs/h200-24sm
       aks train --data runs/a100.parquet --data runs/h100.parquet --no-track
+      aks train --on-everything --prior
       mlflow ui --backend-store-uri sqlite:///mlflow.db
     """
     from rich.console import Console
@@ -71,6 +73,7 @@ def train(
             device=find_device(device) if device else None,
             held_out=[] if on_everything else split_words(held_out, "held-out") if held_out else None,
             options=Options(seed=seed, max_portfolio=max_portfolio),
+            with_prior=prior,
             track=track,
             experiment=experiment or None,
             tracking_uri=tracking_uri or None,

@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from aks.core.config import Config
 from aks.core.errors import DataError, InvalidProblemError, require
 from aks.core.problem import Problem
 from aks.core.record import split_families
@@ -19,6 +20,8 @@ from aks.ops.op import Op
 
 FAMILIES = "families"
 """The column of a CSV file that is no field of a problem."""
+CONFIGS = "configs"
+"""Another: keys of the configs to measure, separated by semicolons."""
 
 
 class Workload(NamedTuple):
@@ -46,7 +49,7 @@ def problems_from_csv(op: Op, path: str | Path) -> list[Workload]:
     Columns that are left out have the problem's defaults, except that weights are static and the
     alignment is that of contiguous rows. A column ``families`` names each problem's model families,
     separated by semicolons; without it, the file's name is the family of all. A row that comes twice
-    counts once.
+    counts once. A column ``configs`` is for ``configs_from_csv``.
 
     Raises
     ------
@@ -69,6 +72,7 @@ def problems_from_csv(op: Op, path: str | Path) -> list[Workload]:
                     place = f"{path}, line {reader.line_num}"
                     _check_cells(header, cells, place)
                     row = dict(zip(header, cells, strict=True))
+                    row.pop(CONFIGS, None)
                     families = split_families(row.pop(FAMILIES, family))
                     problems[_problem_of_row(op, row, place)] = families
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -78,11 +82,41 @@ def problems_from_csv(op: Op, path: str | Path) -> list[Workload]:
     return [Workload(*entry) for entry in problems.items()]
 
 
+def configs_from_csv(op: Op, path: str | Path) -> dict[Problem, list[Config]] | None:
+    """For each problem of a CSV file (``problems_from_csv``) the configs in its column ``configs``; None without one.
+
+    Raises
+    ------
+    DataError
+        If a key is no config of the op's space.
+    """
+    path = Path(path)
+    known = {config.key(): config for config in op.space.configs}
+    found: dict[Problem, list[Config]] = {}
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        reader.fieldnames = [name.strip() for name in reader.fieldnames or ()]
+        if CONFIGS not in reader.fieldnames:
+            return None
+        for row in reader:
+            place = f"{path}, line {reader.line_num}"
+            keys = split_families(row.pop(CONFIGS) or "")
+            row.pop(FAMILIES, None)
+            unknown = [key for key in keys if key not in known]
+            if unknown:
+                raise DataError(
+                    f"{place}: {unknown[0]!r} is no config of {op.name}; the plan is of another version of aks: write "
+                    "it again with 'aks calibrate --plan-only'"
+                )
+            found.setdefault(_problem_of_row(op, row, place), []).extend(known[key] for key in keys)
+    return found
+
+
 def _check_header(header: Sequence[str], known: Sequence[str], op: Op, path: Path) -> None:
     wanted = f"the first line names columns out of {', '.join(known)}; {', '.join(op.problem_type.AXES)} must be there"
     if not header:
         raise DataError(f"{path} is empty; {wanted}")
-    unknown = [name for name in header if name not in (*known, FAMILIES)]
+    unknown = [name for name in header if name not in (*known, FAMILIES, CONFIGS)]
     if unknown:
         raise DataError(f"{path}, line 1: unknown column {', '.join(map(repr, unknown))}; {wanted}")
     if len(set(header)) < len(header) or not set(op.problem_type.AXES) <= set(header):

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from aks.evaluate.calibration import Point
 from aks.evaluate.devices import TREE
 from aks.evaluate.evaluation import Evaluation
 from aks.evaluate.generalization import Generalization
@@ -180,3 +181,31 @@ def print_stability(result: Stability, console: Console | None = None) -> None:
     )
     for remark in (tie, noise_statement(result.noise)):
         console.print(remark, style="dim")
+
+
+def print_calibration(points: Sequence[Point], console: Console | None = None) -> None:
+    """Print a table a device and part: a line a strategy and chooser, a column a minute, mean and p95 regret."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _FULL_WIDTH)
+    minutes = sorted({point.minutes for point in points})
+    for device, part in dict.fromkeys((point.device, point.part) for point in points):
+        rows = [point for point in points if (point.device, point.part) == (device, part)]
+        title = f"{device}, {part}: mean regret / p95 (problems measured)"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in ("picks", "chooser", *(f"{minute:g} min" for minute in minutes)):
+            table.add_column(name)
+        for strategy, chooser in dict.fromkeys((point.strategy, point.chooser) for point in rows):
+            cells = {p.minutes: p for p in rows if (p.strategy, p.chooser) == (strategy, chooser)}
+            table.add_row(
+                strategy,
+                chooser,
+                *(
+                    f"{percent(cells[minute].mean_regret)} / {percent(cells[minute].p95_regret)} "
+                    f"({cells[minute].problems})"
+                    if minute in cells
+                    else DASH
+                    for minute in minutes
+                ),
+            )
+        console.print(table)

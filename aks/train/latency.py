@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import xgboost as xgb
@@ -31,6 +31,7 @@ _PARAMETERS = {
     "colsample_bynode": 0.6,
     "nthread": 1,  # threads that wait for one another spin where others work too
 }
+_ADAPTING, _ADAPTING_ROUNDS = {"eta": 0.1, "max_depth": 5, "reg_lambda": 20}, 120
 _HOPELESS = 8.0
 """A row weighs 1 / (1 + this * (slowdown - 1)): telling the good ones apart matters, the bad ones need not be exact."""
 _LEAST_WEIGHT = 0.05
@@ -53,30 +54,72 @@ class LatencyModel:
         self, features: NDArray, columns: Columns, configs: Sequence[Config], usable: NDArray[np.bool_], regime: Regime
     ) -> NDArray[np.float64]:
         """[P, K] microseconds in a regime; ``inf`` where ``usable`` [P, K] is False."""
-        predicted = np.full(usable.shape, np.inf)
+        predicted = self._log_ratio(features, columns, configs, usable, regime).mean(axis=0)
+        return np.exp(predicted.astype(np.float64)) * roofline_us(self.op, columns)[:, None]
+
+    def members_us(
+        self, features: NDArray, columns: Columns, configs: Sequence[Config], usable: NDArray[np.bool_], regime: Regime
+    ) -> NDArray[np.float64]:
+        """[B, P, K]: the same by each booster alone."""
+        predicted = self._log_ratio(features, columns, configs, usable, regime)
+        return np.exp(predicted.astype(np.float64)) * roofline_us(self.op, columns)[:, None]
+
+    def _log_ratio(
+        self, features: NDArray, columns: Columns, configs: Sequence[Config], usable: NDArray[np.bool_], regime: Regime
+    ) -> NDArray[np.float32]:
+        predicted = np.full((len(self.boosters), *usable.shape), np.inf, dtype=np.float32)
         for index, config in enumerate(configs):
             asked = np.flatnonzero(usable[:, index])
             if len(asked):
                 here = {name: values[asked] for name, values in columns.items()}
-                matrix = xgb.DMatrix(_rows(self.op, features[asked], here, config, regime))
-                predicted[asked, index] = np.mean([booster.predict(matrix) for booster in self.boosters], axis=0)
-        return np.exp(predicted) * roofline_us(self.op, columns)[:, None]
+                matrix = xgb.DMatrix(_rows(self.op, features[asked], here, config, regime), nthread=1)
+                predicted[:, asked, index] = [booster.predict(matrix) for booster in self.boosters]
+        return predicted
 
 
-def fit_latency_model(training_sets: Sequence[TrainingSet], seed: int = 0) -> LatencyModel:
+def fit_latency_model(
+    training_sets: Sequence[TrainingSet], seed: int = 0, *, num_boosters: int = _NUM_BOOSTERS
+) -> LatencyModel:
     """Fit on all timed cells of ``training_sets``, one a regime; deterministic for a seed.
 
     What a config costs in one regime says much of what it costs in another, so the regime that has
     little data gains by the one that has more.
     """
-    op = training_sets[0].op
-    parts = [part for training_set in training_sets for part in _timed(training_set)]
-    rows, target, weight = (np.concatenate(part) for part in zip(*parts, strict=True))
-    matrix = xgb.QuantileDMatrix(rows, target, weight=np.maximum(weight, _LEAST_WEIGHT), max_bin=_PARAMETERS["max_bin"])
-    seeds = range(_NUM_BOOSTERS * seed, _NUM_BOOSTERS * (seed + 1))
+    rows, target, weight = _all_timed(training_sets)
+    matrix = xgb.QuantileDMatrix(rows, target, weight=weight, max_bin=_PARAMETERS["max_bin"])
+    seeds = range(num_boosters * seed, num_boosters * (seed + 1))
     with ThreadPoolExecutor(_NUM_BOOSTERS) as pool:  # XGBoost lets go of the interpreter
         boosters = pool.map(lambda one: xgb.train({**_PARAMETERS, "seed": one}, matrix, _ROUNDS), seeds)
-        return LatencyModel(op, tuple(boosters))
+        return LatencyModel(training_sets[0].op, tuple(boosters))
+
+
+def adapt_latency_model(model: LatencyModel, measured: TrainingSet, seed: int = 0) -> LatencyModel:
+    """``model`` as ``measured``, a few problems of a device that it never saw, corrects it.
+
+    Each booster goes on from where it is by a few small steps, on the new cells alone. It learns which
+    configs are better than it thought, not how long all of a problem's take: of most problems only
+    the promising configs are measured, and if these became slower, the untried ones would look better.
+    """
+    timed = np.isfinite(measured.latency_us)
+    columns = measured.columns
+    expected = model.latency_us(measured.features, columns, measured.configs, timed, measured.regime)
+    residual = np.log(np.where(timed, measured.latency_us, 1.0) / np.where(timed, expected, 1.0))
+    weight = timed / (1 + _HOPELESS * np.where(timed, measured.latency_us / measured.oracle_us[:, None] - 1, 0.0))
+    offset = (weight * residual).sum(axis=1, keepdims=True) / weight.sum(axis=1, keepdims=True)
+    rows, target, weight = _all_timed([replace(measured, latency_us=measured.latency_us / np.exp(offset))])
+    # Not quantised: the trees that are there split between the values of other data.
+    matrix = xgb.DMatrix(rows, target, weight=weight, nthread=1)
+    adapted = [
+        xgb.train({**_PARAMETERS, **_ADAPTING, "seed": seed + index}, matrix, _ADAPTING_ROUNDS, xgb_model=booster)
+        for index, booster in enumerate(model.boosters)
+    ]
+    return LatencyModel(model.op, tuple(adapted))
+
+
+def _all_timed(training_sets: Sequence[TrainingSet]) -> tuple[NDArray, NDArray, NDArray]:
+    parts = [part for training_set in training_sets for part in _timed(training_set)]
+    rows, target, weight = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return rows, target, np.maximum(weight, _LEAST_WEIGHT)
 
 
 def _timed(training_set: TrainingSet) -> Iterator[tuple[NDArray, NDArray, NDArray]]:

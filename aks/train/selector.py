@@ -19,6 +19,8 @@ from aks.train.dataset import TrainingSet, from_frame, present_regimes, read_fra
 from aks.train.examples import make_examples
 from aks.train.fit import Fitted, Options, fit
 from aks.train.ladder import LADDER
+from aks.train.latency import fit_latency_model
+from aks.train.prior import NUM_BOOSTERS, Prior, make_prior, save_prior
 from aks.train.scores import score_all, score_choice
 from aks.train.splits import SAMPLE, held_out_weights, rows_without, split
 from aks.train.transport import default_device
@@ -56,6 +58,7 @@ def train(
     device: DeviceSpec | None = None,
     held_out: Collection[str] | None = None,
     options: Options | None = None,
+    with_prior: bool = False,
     track: bool = True,
     experiment: str | None = None,
     tracking_uri: str | None = None,
@@ -72,6 +75,9 @@ def train(
     held_out
         Model families kept from training, to score on; None takes about a quarter of the families (none
         if there are fewer than four), an empty collection none.
+    with_prior
+        Also write what ``aks calibrate`` starts from: a latency model of the training problems, and which
+        these are (12 MB). The selector is the same.
     tracking_uri
         None means the environment's, or else ``sqlite:///mlflow.db``.
     say
@@ -91,7 +97,13 @@ def train(
     device = device or default_device(training)
     test_rows = [row for row in test_rows if everything.devices[row] == device]
     test = everything.subset(test_rows) if test_rows else None
-    fitted = fit(training, options, say, others=_other_regimes(frame, everything, names), device=device)
+    others = _other_regimes(frame, everything, names)
+    fitted = fit(training, options, say, others=others, device=device)
+    prior = None
+    if with_prior:
+        say("fitting the prior")
+        model = fit_latency_model((training, *others), options.seed, num_boosters=NUM_BOOSTERS)
+        prior = make_prior(training, model)
     scores: dict[str, dict[str, float]] = {}
     metrics = describe_tree(fitted)
     if test is not None:
@@ -99,15 +111,9 @@ def train(
         scores, held_out_metrics = score_held_out(fitted, test, options.seed)
         metrics = held_out_metrics | metrics
 
-    out.mkdir(parents=True, exist_ok=True)
-    fitted.classifier.booster.save_model(out / XGBOOST_FILE)
-    selector = describe(fitted, training, everything, names, options, metrics, scores, command)
-    selector["xgboost"] = {
-        "file": XGBOOST_FILE,
-        "sha256": hashlib.sha256((out / XGBOOST_FILE).read_bytes()).hexdigest(),
-    }
-    path = out / SELECTOR_FILE
-    path.write_text(json.dumps(selector, indent=1, allow_nan=False) + "\n")
+    path, selector = write_selector(
+        out, fitted, training, everything, names, options, metrics=metrics, scores=scores, command=command, prior=prior
+    )
     result = TrainResult(path, selector, fitted, training, test, scores, metrics)
     if not track:
         return result
@@ -116,6 +122,35 @@ def train(
     say("logging to MLflow")
     run_id = log_training(result, options, experiment=experiment or f"aks-{op.name}", tracking_uri=tracking_uri)
     return TrainResult(path, selector, fitted, training, test, scores, metrics, run_id)
+
+
+def write_selector(
+    out: Path,
+    fitted: Fitted,
+    training: TrainingSet,
+    everything: TrainingSet,
+    held_out: Collection[str],
+    options: Options,
+    *,
+    metrics: dict[str, float] | None = None,
+    scores: dict[str, dict[str, float]] | None = None,
+    command: str = "",
+    prior: Prior | None = None,
+) -> tuple[Path, dict[str, Any]]:
+    """Write ``selector.json`` and the files that it lists into ``out``; its path and content."""
+    out.mkdir(parents=True, exist_ok=True)
+    fitted.classifier.booster.save_model(out / XGBOOST_FILE)
+    metrics = metrics or describe_tree(fitted)
+    selector = describe(fitted, training, everything, held_out, options, metrics, scores or {}, command)
+    selector["xgboost"] = {
+        "file": XGBOOST_FILE,
+        "sha256": hashlib.sha256((out / XGBOOST_FILE).read_bytes()).hexdigest(),
+    }
+    if prior is not None:
+        selector["prior"] = save_prior(prior, out)
+    path = out / SELECTOR_FILE
+    path.write_text(json.dumps(selector, indent=1, allow_nan=False) + "\n")
+    return path, selector
 
 
 def _other_regimes(frame: pd.DataFrame, main: TrainingSet, held_out: Collection[str]) -> list[TrainingSet]:

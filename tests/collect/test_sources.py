@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from aks.collect.sources import problems_from_csv, problems_from_model
+from aks.collect.sources import configs_from_csv, problems_from_csv, problems_from_model
 from aks.core.errors import DataError, InvalidProblemError
 from aks.ops import OPS
 
@@ -151,3 +151,16 @@ def test_a_bad_factory_is_told(model, factory, message):
 def test_m_outside_the_problem_is_told(model):
     with pytest.raises(InvalidProblemError, match="m=-4"):
         problems_from_model(OP, f"{model}:tiny", [-4])
+
+
+def test_a_plan_names_configs_by_their_keys(csv_file):
+    keys = [config.key() for config in OP.space.configs[3:5]]
+    path = csv_file(f"m,n,k,configs\n16,4096,4096,{keys[0]}; {keys[1]}\n1,64,128,{keys[1]}\n")
+    problems = [workload.problem for workload in problems_from_csv(OP, path)]
+    assert configs_from_csv(OP, path) == {
+        problems[0]: list(OP.space.configs[3:5]),
+        problems[1]: [OP.space.configs[4]],
+    }
+    assert configs_from_csv(OP, csv_file("m,n,k\n16,4096,4096\n")) is None
+    with pytest.raises(DataError, match=r"line 2: 'fast' is no config of gemm.*--plan-only"):
+        configs_from_csv(OP, csv_file("m,n,k,configs\n16,4096,4096,fast\n"))
