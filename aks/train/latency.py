@@ -31,7 +31,9 @@ _PARAMETERS = {
     "colsample_bynode": 0.6,
     "nthread": 1,  # threads that wait for one another spin where others work too
 }
-_ADAPTING, _ADAPTING_ROUNDS = {"eta": 0.1, "max_depth": 5, "reg_lambda": 20}, 120
+# A booster that goes on does not seed the generator anew, unless each round does.
+_ADAPTING = {"eta": 0.1, "max_depth": 5, "reg_lambda": 20, "seed_per_iteration": True}
+_ADAPTING_ROUNDS = 120
 _HOPELESS = 8.0
 """A row weighs 1 / (1 + this * (slowdown - 1)): telling the good ones apart matters, the bad ones need not be exact."""
 _LEAST_WEIGHT = 0.05

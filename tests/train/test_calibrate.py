@@ -44,6 +44,9 @@ def test_a_few_measurements_adapt_the_model_to_what_was_not_measured(prior, away
     rest = away.subset(order[40:])
     assert regret(adapted, rest) < 0.8 * regret(prior.model, rest)
     assert adapt(prior, None) is prior.model
+    asked = rest.features, rest.columns, rest.configs, np.isfinite(rest.latency_us), rest.regime
+    again = adapt(prior, away.subset(order[:40]))
+    np.testing.assert_array_equal(again.latency_us(*asked), adapted.latency_us(*asked))
 
 
 def test_a_device_that_is_slower_throughout_changes_no_choice(prior, training_set):
