@@ -23,7 +23,7 @@ def holdout_pictures(result: Generalization) -> dict[str, Figure]:
 
 
 def regret_by_distance(result: Generalization) -> Figure:
-    """Mean regret of each held-out device against its distance to the nearest other one, in SMs or in facts."""
+    """Mean regret on each held-out device against its distance to the nearest other one, which is above all in SMs."""
     devices = {device.name: device for device in result.data.devices}
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.add_subplot()
@@ -31,21 +31,20 @@ def regret_by_distance(result: Generalization) -> Figure:
     for name, device in devices.items():
         others = [other for other in devices.values() if other != device]
         places[name] = min(device_distance(device, other) for other in others)
-    for chooser in _SHOWN:
-        points = [
-            (places[entry.group], 100 * row.score.mean_regret)
+    for chooser, marker in zip(_SHOWN, "osvD^", strict=True):
+        points = {
+            entry.group: (places[entry.group], 100 * row.score.mean_regret)
             for entry in result.groups
             for row in entry.rows
             if row.chooser == chooser
-        ]
+        }
         if points:
-            x, y = zip(*sorted(points), strict=True)
-            axes.plot(x, y, marker="o", linewidth=1, label=chooser)
-    for name, place in places.items():
-        axes.annotate(name, (place, 0), rotation=90, fontsize=7, ha="center", va="bottom", color="grey")
-    axes.set_xlabel(
-        "distance to the nearest device that was measured (of the logarithms of the facts; SM counts above all)"
-    )
+            axes.plot(*zip(*points.values(), strict=True), marker, markersize=5, alpha=0.8, label=chooser)
+        if chooser == TREE:
+            for name, point in points.items():
+                axes.annotate(name, point, xytext=(4, 4), textcoords="offset points", fontsize=7)
+    axes.grid(alpha=0.3)
+    axes.set_xlabel("distance to the nearest other device (of the logarithms of the facts)")
     axes.set_ylabel("mean regret, percent")
     axes.set_ylim(bottom=0)
     axes.legend(fontsize=8)
