@@ -22,6 +22,7 @@ from aks.evaluate.generalization import DEVICE, Generalization, leave_one_out
 from aks.evaluate.nvmatmul import nvmatmul_choosers
 from aks.evaluate.regret import Chooser, json_row
 from aks.evaluate.samples import measure_noise
+from aks.evaluate.tables import slowdown_markdown
 from aks.export.selector import read_portfolio, read_selector
 from aks.ops.op import Op
 from aks.runtime.predictor import Predictor
@@ -30,6 +31,7 @@ from aks.train.fit import Options
 from aks.train.splits import split
 
 _DEFAULTS = Options()
+_LOGGED = ("problems", "mean_regret", "p95_regret", "p99_regret", "worst_regret", "geomean_slowdown", "geomean_speedup")
 
 
 def evaluate(
@@ -156,18 +158,18 @@ def log_holdout(result: Generalization, *, experiment: str, tracking_uri: str | 
 
     groups = {entry.group: entry.rows for entry in result.groups} | {"overall": result.overall}
     rows = [{"group": group, **json_row(row.to_row())} for group, scored in groups.items() for row in scored]
-    skipped = ("group", "chooser", "regime")
     metrics = {
-        f"{slug(row['group'])}.{slug(row['chooser'])}/{name}": float(value)
+        f"{slug(row['group'])}.{slug(row['chooser'])}/{name}": float(row[name])
         for row in rows
-        for name, value in row.items()
-        if name not in skipped and value is not None
+        for name in _LOGGED
+        if row[name] is not None
     }
     devices = sorted({device.name for device in result.data.devices})
     return log_figures(
         f"{result.data.op.name}, each {result.column} held out",
         experiment=experiment,
         tracking_uri=tracking_uri,
+        description=slowdown_markdown(result),
         params={
             "op": result.data.op.name,
             "column": result.column,

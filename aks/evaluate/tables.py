@@ -135,15 +135,29 @@ def print_generalization(result: Generalization, axis: str, console: Console | N
     )
 
 
+def slowdown_markdown(result: Generalization) -> str:
+    """The table of slowdowns by group and chooser as Markdown, under a line that says what it is."""
+    head, *rows = _slowdown_rows(result)
+    lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join([f"Geometric mean slowdown, each {result.column} held out in turn.", "", *lines])
+
+
 def _slowdown_table(result: Generalization) -> Table:
     """A line a group, a column a chooser."""
     title = f"geometric mean slowdown, by {result.column} held out"
     table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(result.column, no_wrap=True)
-    names = [row.chooser for row in result.overall if row.chooser != "oracle"]
+    (group, *names), *rows = _slowdown_rows(result)
+    table.add_column(group, no_wrap=True)
     for name in names:
         table.add_column(name, justify="right", style="bold cyan" if name == TREE else "")
-    table.add_column(f"mean regret of the {TREE}, 95 %", justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _slowdown_rows(result: Generalization) -> list[list[str]]:
+    names = [row.chooser for row in result.overall if row.chooser != "oracle"]
+    table = [[result.column, *names, f"mean regret of the {TREE}, 95 %"]]
     for group, rows in [*((entry.group, entry.rows) for entry in result.groups), ("all", result.overall)]:
         by_name = {row.chooser: row for row in rows}
         cells = []
@@ -152,7 +166,7 @@ def _slowdown_table(result: Generalization) -> Table:
             answered = "" if row.share in (0.0, 1.0) else f" ({100 * row.share:.0f} %)"
             cells.append(f"{times(row.score.geomean_slowdown)}{answered}")
         low, high = by_name[TREE].regret_interval
-        table.add_row(group, *cells, f"{percent(low)} to {percent(high)}")
+        table.append([group, *cells, f"{percent(low)} to {percent(high)}"])
     return table
 
 

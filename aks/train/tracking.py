@@ -73,17 +73,22 @@ def log_figures(
     *,
     experiment: str,
     tracking_uri: str | None = None,
+    description: str,
     params: Mapping[str, Any],
     metrics: Mapping[str, float],
     tables: Mapping[str, pd.DataFrame],
     figures: Mapping[str, Figure],
 ) -> str:
-    """Log one run that trains nothing to keep, such as an evaluation; its id. The rest as ``log_training``."""
+    """Log one run that trains nothing to keep, such as an evaluation; its id.
+
+    description is Markdown; tracking_uri as for ``log_training``.
+    """
     mlflow.set_tracking_uri(tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
     with _quiet():
         if "MLFLOW_RUN_ID" not in os.environ:
             mlflow.set_experiment(experiment_id=_experiment_id(experiment))
         with mlflow.start_run(run_name=name) as run:
+            mlflow.set_tag("mlflow.note.content", description)
             mlflow.log_params(dict(params))
             mlflow.log_metrics(dict(metrics))
             for file, table in tables.items():
