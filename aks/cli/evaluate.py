@@ -87,6 +87,7 @@ def evaluate(
         _hold_out(
             op,
             data,
+            device,
             records or [],
             holdout,
             held_out,
@@ -150,10 +151,9 @@ def _evaluate(
 
     known_op = find_op(op)
     folder = model or Predictor.load(known_op, device).bundle.folder
-    of_device = Path("data", op, f"{read_bundle(folder).device.name}.parquet")
     return run(
         known_op,
-        data_paths(op, data or ([of_device] if of_device.is_file() else None)),
+        data_paths(op, data or _file_of(op, read_bundle(folder).device.name)),
         folder,
         held_out=split_words(held_out, "held-out") if held_out else (),
         selector=selector,
@@ -161,6 +161,12 @@ def _evaluate(
         bench=bench,
         command=command_line(),
     )
+
+
+def _file_of(op: str, device: str) -> list[Path] | None:
+    """The checkout's measurements of one device, if there are any."""
+    path = Path("data", op, f"{device}.parquet")
+    return [path] if path.is_file() else None
 
 
 class Tracking(NamedTuple):
@@ -174,6 +180,7 @@ class Tracking(NamedTuple):
 def _hold_out(
     op: str,
     data: list[Path] | None,
+    device: str,
     records: list[Path],
     column: str,
     held_out: str,
@@ -184,6 +191,7 @@ def _hold_out(
     json_out: Path | None,
     tracking: Tracking,
 ) -> None:
+    from aks.evaluate.generalization import device_columns
     from aks.evaluate.run import evaluate_holdout, log_holdout, op_of
     from aks.evaluate.tables import print_generalization
     from aks.ops import find_op
@@ -191,6 +199,8 @@ def _hold_out(
     known_op = op_of(records) if records else find_op(op)
     if tracking.wanted:
         import aks.train.tracking  # noqa: F401  # should mlflow be missing, now is the time to say so
+    if not data and not records and column not in device_columns():
+        data = _file_of(known_op.name, device)
     # What others recorded was run by other software: it is mixed with ours only if that is asked for.
     given = data_paths(known_op.name, data) if data or not records else []
     result = evaluate_holdout(

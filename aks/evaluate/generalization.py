@@ -78,8 +78,12 @@ class Generalization:
 
 def column_names(data: TrainingSet) -> list[str]:
     """Columns that can be held out: family, device and its facts, and the fields of a problem."""
-    facts = [field.name for field in fields(DeviceSpec) if field.name != "name"]
-    return [FAMILY, DEVICE, *(field.name for field in fields(data.op.problem_type)), *facts]
+    return [FAMILY, *device_columns(), *(field.name for field in fields(data.op.problem_type))]
+
+
+def device_columns() -> list[str]:
+    """Of these, the ones that tell devices apart."""
+    return [DEVICE, *(field.name for field in fields(DeviceSpec) if field.name != "name")]
 
 
 def make_groups(data: TrainingSet, column: str, max_groups: int) -> list[Group]:
