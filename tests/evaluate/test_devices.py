@@ -125,7 +125,8 @@ def _on(data, name):
 def test_the_command_takes_records_and_logs_a_run(files, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(run, "evaluate_holdout", lambda *a, **k: evaluate_holdout(*a, **k, options=QUICK))
-    words = ["evaluate", "--holdout", "device", "--no-ladder", "--json", "figures.json"]
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    words = ["evaluate", "--holdout", "device", "--no-ladder", "--json", "figures.json", "--tracking-uri", uri]
     app([*words, *(word for path in files for word in ("--records", str(path)))], standalone_mode=False)
     output = capsys.readouterr().out
     assert "each device held out in turn" in output and "geometric mean slowdown" in output
@@ -134,7 +135,7 @@ def test_the_command_takes_records_and_logs_a_run(files, tmp_path, monkeypatch, 
 
     import mlflow
 
-    mlflow.set_tracking_uri("sqlite:///mlflow.db")
+    mlflow.set_tracking_uri(uri)
     logged = mlflow.search_runs(experiment_names=["aks-gemm-holdout"], output_format="list")
     assert len(logged) == 1
     tree = next(row for row in figures["overall"] if row["chooser"] == TREE)

@@ -198,7 +198,16 @@ def test_script_names_a_missing_file(tmp_path, script):
 
 def test_script_holds_out_families(folder, script, monkeypatch, tmp_path):
     monkeypatch.setattr(run, "evaluate_holdout", lambda *a, **k: evaluate_holdout(*a, **k, options=QUICK))
-    words = ["--data", str(folder / "data.parquet"), "--holdout", "family", "--max-groups", "2", "--no-ladder"]
+    words = [
+        "--data",
+        str(folder / "data.parquet"),
+        "--holdout",
+        "family",
+        "--max-groups",
+        "2",
+        "--no-ladder",
+        "--no-track",
+    ]
     status, output, _ = script(*words, "--json", str(tmp_path / "rows.json"))
     assert status == 0
     assert "each family held out in turn" in output and "XGBoost selector" in output
