@@ -71,16 +71,22 @@ def run(
         _write(known, *_read_measured(known, measured, device, sms), out, seed)
         return
     if plan_only is not None:
-        from aks.core.device import find_device
-
-        target = find_device(device).partition(sms) if device and sms else find_device(device) if device else None
-        picks = _pick(known, target or visible_device("", sms), None, 60 * minutes, seed)
+        picks = _pick(known, _named(device, sms) or visible_device("", sms), None, 60 * minutes, seed)
         _write_plan(known.op, picks, plan_only)
         print(f"{len(picks)} problems, {sum(len(one.configs) for one in picks)} candidates: written to {plan_only}")
         return
     target = visible_device(device, sms)
     found = _measure(known, target, minutes, out, seed)
     _write(known, target, found, out, seed)
+
+
+def _named(device: str, sms: int | None) -> DeviceSpec | None:
+    """The device of that name, or ``sms`` of its SMs; None without a name."""
+    from aks.core.device import find_device
+
+    if not device:
+        return None
+    return find_device(device).partition(sms) if sms else find_device(device)
 
 
 def _read_prior(path: Path) -> Prior:
@@ -98,16 +104,13 @@ def _read_prior(path: Path) -> Prior:
 
 def _read_measured(prior: Prior, path: Path, device: str, sms: int | None) -> tuple[DeviceSpec, TrainingSet]:
     """The one device that a file has measurements of, and these."""
-    from aks.core.device import find_device
-
     found = _measurements(prior, path)
     devices = set(found.devices)
     if len(devices) > 1:
         names = ", ".join(sorted(entry.name for entry in devices))
         raise DataError(f"{path} has measurements of {names}; wanted one device: collect each into a file of its own")
     target = devices.pop()
-    wanted = find_device(device) if device else None
-    wanted = wanted.partition(sms) if wanted and sms else wanted
+    wanted = _named(device, sms)
     if wanted and wanted != target:
         raise DataError(f"{path} has measurements of {target.name}; wanted {wanted.name}: leave --device out")
     return target, found

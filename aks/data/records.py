@@ -27,6 +27,14 @@ def read_records(path: str | Path) -> tuple[Op, pa.Table]:
     UnknownOpError, UnknownDeviceError
         If it is of an op or a device that aks does not know.
     """
+    op = op_of_file(path)
+    if _is_ours(pq.read_schema(path)):
+        return op, parquet.read_table(path, op)
+    return op, autoheuristic.import_records(path).table
+
+
+def op_of_file(path: str | Path) -> Op:
+    """The op alone, by the file's schema; raises as ``read_records`` where that says enough."""
     path = Path(path)
     if not path.is_file():
         raise DataError(f"no measurement file {path}; name one that is there")
@@ -34,9 +42,8 @@ def read_records(path: str | Path) -> tuple[Op, pa.Table]:
         schema = pq.read_schema(path)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is no Parquet file, truncated or damaged ({error}); copy it again") from error
-    if name := (schema.metadata or {}).get(_OP):
-        op = find_op(name.decode(errors="replace"))
-        return op, parquet.read_table(path, op)
+    if _is_ours(schema):
+        return find_op(schema.metadata[_OP].decode(errors="replace"))
     missing = [name for name in autoheuristic.COLUMNS if name not in schema.names]
     if missing:
         raise DataError(
@@ -44,4 +51,8 @@ def read_records(path: str | Path) -> tuple[Op, pa.Table]:
             f"'aks data merge' do, and it lacks {', '.join(missing)}; records of AutoHeuristic have the columns "
             f"{', '.join(autoheuristic.COLUMNS)}"
         )
-    return find_op("mm"), autoheuristic.import_records(path).table
+    return find_op("mm")
+
+
+def _is_ours(schema: pa.Schema) -> bool:
+    return bool((schema.metadata or {}).get(_OP))

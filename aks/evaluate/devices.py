@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from aks.core.device import DeviceSpec
 from aks.core.features import Feature, evaluate_columns
+from aks.core.tree import Tree
 from aks.evaluate import baselines
 from aks.evaluate.nvmatmul import nvmatmul_choosers
 from aks.evaluate.regret import Chooser
@@ -50,8 +51,7 @@ def selector_choosers(train: TrainingSet, options: Options, *, ladder: bool = Fa
     rungs = LADDER if ladder else ()
     return [
         *(by_device(rung.description, _rung(rung.description, rung.fit, fitted, options.seed)) for rung in rungs),
-        by_device(baselines.XGBOOST, lambda device: _classifier(fitted(device))),
-        by_device(TREE, lambda device: _tree(train, options, fitted(device), device)),
+        *_shipped(train, options, fitted),
     ]
 
 
@@ -81,8 +81,7 @@ def device_choosers(train: TrainingSet, inside: TrainingSet, options: Options, *
         by_device(COPY, lambda device: _copy(train, nearest_device(device, devices))),
         *trained,
         Chooser(MODEL, lambda data: _fastest_expected(train, model, data), note="what the tree learns from"),
-        by_device(baselines.XGBOOST, lambda device: _classifier(fitted(device))),
-        by_device(TREE, lambda device: _tree(train, options, fitted(device), device)),
+        *_shipped(train, options, fitted),
         by_device(COVERED, lambda device: _covered_tree(train, options, fitted(device), device)),
     ]
 
@@ -106,6 +105,14 @@ def _trainer(train: TrainingSet, options: Options, model: LatencyModel | None = 
     return cache(lambda device: fit(train, options, device=device, model=shared))
 
 
+def _shipped(train: TrainingSet, options: Options, fitted: Callable[[DeviceSpec], Fitted]) -> list[Chooser]:
+    """What ``aks train`` writes for each device: the classifier, and its tree."""
+    return [
+        by_device(baselines.XGBOOST, lambda device: _classifier(fitted(device))),
+        by_device(TREE, lambda device: _tree(train, options, fitted(device), device)),
+    ]
+
+
 def _classifier(fitted: Fitted) -> Chooser:
     return baselines.class_chooser(baselines.XGBOOST, fitted.classifier, fitted.portfolio.columns)
 
@@ -118,30 +125,31 @@ def _rung(name: str, learn: Any, fitted: Callable[[DeviceSpec], Fitted], seed: i
     return make
 
 
-def _tree(train: TrainingSet, options: Options, fitted: Fitted, device: DeviceSpec) -> Chooser:
+def _lowered(train: TrainingSet, options: Options, fitted: Fitted, device: DeviceSpec) -> Tree:
     """The tree as it would be exported for ``device``."""
-    selector = describe(fitted, train, train, (), options, {}, {}, "")
-    return baselines.tree_chooser(lower(selector, train.op, device), TREE)
+    return lower(describe(fitted, train, train, (), options, {}, {}, ""), train.op, device)
+
+
+def _tree(train: TrainingSet, options: Options, fitted: Fitted, device: DeviceSpec) -> Chooser:
+    return baselines.tree_chooser(_lowered(train, options, fitted, device), TREE)
 
 
 def _covered_tree(train: TrainingSet, options: Options, fitted: Fitted, device: DeviceSpec) -> Chooser:
     """The tree on devices like those that were measured and problems inside its support; no answer elsewhere."""
-    selector = describe(fitted, train, train, (), options, {}, {}, "")
-    tree = lower(selector, train.op, device)
-    chooser = baselines.tree_chooser(tree, COVERED)
+    tree = _lowered(train, options, fitted, device)
+    chooser, supported = baselines.tree_chooser(tree), baselines.supported_chooser(tree)
 
     def rank(data: TrainingSet) -> NDArray[np.intp]:
-        covered = [not fitted.uncovered and not tree.outside(problem.to_row()) for problem in data.problems]
-        return np.where(np.array(covered)[:, None], chooser.rank(data), -1)
+        covered = (supported.rank(data) >= 0) & (not fitted.uncovered)
+        return np.where(covered, chooser.rank(data), -1)
 
     return Chooser(COVERED, rank, note="neither the device nor the problem is beyond what was measured")
 
 
 def _copy(train: TrainingSet, source: DeviceSpec) -> Chooser:
     """The config that was the fastest on ``source``; no answer for a problem that was not measured there."""
-    rows = [row for row, device in enumerate(train.devices) if device == source]
-    usable = np.where(train.trusted & np.isfinite(train.latency_us), train.latency_us, np.inf)
-    winners = {train.problems[row]: int(usable[row].argmin()) for row in rows}
+    there = train.subset([row for row, device in enumerate(train.devices) if device == source])
+    winners = dict(zip(there.problems, baselines.oracle().rank(there)[:, 0].tolist(), strict=True))
 
     def rank(data: TrainingSet) -> NDArray[np.intp]:
         return np.array([[winners.get(problem, -1)] for problem in data.problems], dtype=np.intp)
@@ -150,8 +158,8 @@ def _copy(train: TrainingSet, source: DeviceSpec) -> Chooser:
 
 
 def _fastest_expected(train: TrainingSet, model: LatencyModel, data: TrainingSet) -> NDArray[np.intp]:
-    known = train.trusted & np.isfinite(train.latency_us).any(axis=0)
-    expected = model.latency_us(data.features, data.columns, data.configs, _tried(data) & known, data.regime)
+    usable = _tried(data) & train.known
+    expected = model.latency_us(data.features, data.columns, data.configs, usable, data.regime)
     return expected.argmin(axis=1)[:, None]
 
 

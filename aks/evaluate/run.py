@@ -12,7 +12,7 @@ import pyarrow as pa
 from aks.core.config import Config
 from aks.core.errors import DataError
 from aks.core.measurement import Regime
-from aks.data.records import read_records
+from aks.data.records import op_of_file, read_records
 from aks.evaluate import baselines
 from aks.evaluate.bench import bench_predict
 from aks.evaluate.device_pictures import holdout_pictures
@@ -119,11 +119,11 @@ def evaluate_holdout(
         If the data cannot be read, or the column is unknown or has one value only: one device, say.
     """
     measured = from_frame(*_frames(op, [data] if isinstance(data, Path) else data), regime=regime)
+    theirs = nvmatmul_by_device(measured) if ladder and column == DEVICE else []
 
     def fit(train: TrainingSet, inside: TrainingSet) -> Sequence[Chooser]:
         if column != DEVICE:
             return selector_choosers(train, options, ladder=ladder)
-        theirs = nvmatmul_by_device(measured) if ladder else []
         return [*theirs, *device_choosers(train, inside, options, ladder=ladder)]
 
     return leave_one_out(
@@ -146,7 +146,7 @@ def op_of(records: Sequence[Path]) -> Op:
     DataError
         If a file cannot be read, or they are of several ops.
     """
-    ops = {op.name: op for op, _ in map(read_records, records)}
+    ops = {op.name: op for op in map(op_of_file, records)}
     if len(ops) > 1:
         raise DataError(f"the files are of {', '.join(sorted(ops))}; evaluate one op at a time")
     return next(iter(ops.values()))

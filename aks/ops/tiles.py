@@ -40,13 +40,29 @@ def tile_features(tiles: Sequence[tuple[int, int]]) -> tuple[Feature, ...]:
     )
 
 
-def analytic_ns(programs: str, tile: str, steps: str, element_bytes: str) -> str:
-    """Formula of a roofline over whole tiles (m x n elements, ``steps`` of k) in whole waves of ``programs``.
+def wave_features(programs: str, resident: str) -> tuple[Feature, ...]:
+    """How programs, of which an SM holds so many at once, fill the SMs."""
+    return (
+        Feature("waves", f"{programs} * 100 // (sm_count * {resident})", "percent"),
+        Feature("sm_fill", f"{programs} * 1000 // (ceil_div({programs}, sm_count) * sm_count)", "permille"),
+        Feature(
+            "wave_fill",
+            f"{programs} * 1000 // (ceil_div({programs}, sm_count * {resident}) * sm_count * {resident})",
+            "permille",
+        ),
+    )
 
-    The longer of moving all bytes once and of the arithmetic, both at the rate that the waves' filled
-    share of the SMs has.
+
+def arithmetic_ns(programs: str, tile: str, steps: str) -> str:
+    """Formula of the arithmetic of whole tiles (their elements by ``steps`` of k) in whole waves, at full rate."""
+    return f"ceil_div({programs}, sm_count) * sm_count * {tile} // 16 * ({steps}) // (tflops_16bit * 500 // 16)"
+
+
+def analytic_ns(programs: str, tile: str, steps: str, element_bytes: str) -> str:
+    """Formula of a roofline: the longer of ``arithmetic_ns`` and of moving all bytes once.
+
+    Bytes move at the rate that the waves' filled share of the SMs has.
     """
     waves = f"(ceil_div({programs}, sm_count) * sm_count)"
     moving = f"(m * n + m * k + n * k) * {element_bytes} // dram_gb_s * {waves} // {programs}"
-    arithmetic = f"{waves} * ({tile}) // 16 * ({steps}) // (tflops_16bit * 500 // 16)"
-    return f"max({moving}, {arithmetic})"
+    return f"max({moving}, {arithmetic_ns(programs, tile, steps)})"

@@ -11,7 +11,7 @@ from aks.core.device import DeviceSpec
 from aks.core.problem import Problem
 from aks.train.dataset import Source, TrainingSet, feature_matrix, legality, undeclared
 from aks.train.fit import Fitted, Options, fit
-from aks.train.latency import LatencyModel, adapt_latency_model
+from aks.train.latency import LatencyModel, adapt_latency_model, log_ratio
 from aks.train.prior import Prior
 
 
@@ -97,7 +97,7 @@ def expected(training_set: TrainingSet, model: LatencyModel) -> TrainingSet:
         training_set.features, training_set.columns, training_set.configs, usable, training_set.regime
     )
     timed = np.isfinite(training_set.latency_us)
-    ratio = np.where(timed, training_set.latency_us, 1.0) / np.where(timed, modelled, 1.0)
-    correction = np.log(ratio).sum(axis=1, keepdims=True) / np.maximum(timed.sum(axis=1, keepdims=True), 1)
+    residual = log_ratio(training_set.latency_us, modelled)
+    correction = residual.sum(axis=1, keepdims=True) / np.maximum(timed.sum(axis=1, keepdims=True), 1)
     filled = np.where(np.isnan(training_set.latency_us), modelled * np.exp(correction), training_set.latency_us)
     return replace(training_set, latency_us=filled)

@@ -85,6 +85,11 @@ class TrainingSet:
         return np.nanmin(np.where(self.trusted, self.latency_us, np.inf), axis=1)
 
     @property
+    def known(self) -> NDArray[np.bool_]:
+        """[C]: configs that were timed on some problem and never wrong: those that anything can be said of."""
+        return self.trusted & np.isfinite(self.latency_us).any(axis=0)
+
+    @property
     def baseline_us(self) -> NDArray[np.float64]:
         """[P]: latency of the vendor's call."""
         return self.latency_us[:, 0]

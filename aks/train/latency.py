@@ -105,7 +105,7 @@ def adapt_latency_model(model: LatencyModel, measured: TrainingSet, seed: int = 
     timed = np.isfinite(measured.latency_us)
     columns = measured.columns
     expected = model.latency_us(measured.features, columns, measured.configs, timed, measured.regime)
-    residual = np.log(np.where(timed, measured.latency_us, 1.0) / np.where(timed, expected, 1.0))
+    residual = log_ratio(measured.latency_us, expected)
     weight = timed / (1 + _HOPELESS * np.where(timed, measured.latency_us / measured.oracle_us[:, None] - 1, 0.0))
     offset = (weight * residual).sum(axis=1, keepdims=True) / weight.sum(axis=1, keepdims=True)
     rows, target, weight = _all_timed([replace(measured, latency_us=measured.latency_us / np.exp(offset))])
@@ -116,6 +116,12 @@ def adapt_latency_model(model: LatencyModel, measured: TrainingSet, seed: int = 
         for index, booster in enumerate(model.boosters)
     ]
     return LatencyModel(model.op, tuple(adapted))
+
+
+def log_ratio(latency_us: NDArray[np.float64], expected_us: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How wrong what was expected is, in nats; 0 where nothing was timed."""
+    timed = np.isfinite(latency_us)
+    return np.log(np.where(timed, latency_us, 1.0) / np.where(timed, expected_us, 1.0))
 
 
 def _all_timed(training_sets: Sequence[TrainingSet]) -> tuple[NDArray, NDArray, NDArray]:
@@ -147,15 +153,9 @@ def roofline_us(op: Op, columns: Columns) -> NDArray[np.float64]:
     """
     table = (Feature("bytes", op.bytes_moved), Feature("flops", op.flops))
     moved, flops = evaluate_columns(table, columns).T.astype(np.float64)
-    into_sms = columns["sm_count"] * columns["clock_mhz"] * 64.0
-    return np.maximum.reduce(
-        [
-            moved / (columns["dram_gb_s"] * 1e3),
-            moved / into_sms,
-            flops / (columns["tflops_16bit"] * 1e6),
-            1.0 + 0 * moved,
-        ]
-    )
+    from_dram = moved / (columns["dram_gb_s"] * 1e3)
+    into_sms = moved / (columns["sm_count"] * columns["clock_mhz"] * 64.0)
+    return np.maximum.reduce([from_dram, into_sms, flops / (columns["tflops_16bit"] * 1e6), np.ones(len(moved))])
 
 
 def _rows(op: Op, features: NDArray, columns: Columns, config: Config, regime: Regime) -> NDArray[np.float32]:

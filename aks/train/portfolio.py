@@ -47,7 +47,7 @@ def select_portfolio(
     if imagined is not None:
         wanted = np.where(imagined.inputs.legal & training_set.trusted, imagined.cost, COST_CAP)
         loss = np.concatenate([loss, wanted * (imagined_weight / len(imagined))])
-    candidates = np.flatnonzero(training_set.trusted & np.isfinite(training_set.latency_us).any(axis=0))
+    candidates = np.flatnonzero(training_set.known)
     candidates = candidates[candidates != 0]
     chosen = _greedy(loss, candidates, max_size)
     chosen = _swap(loss, candidates, chosen)

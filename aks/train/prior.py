@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import xgboost as xgb
 
@@ -53,8 +52,7 @@ def make_prior(training_set: TrainingSet, model: LatencyModel) -> Prior:
     families: dict[Problem, frozenset[str]] = {}
     for problem, names in zip(training_set.problems, training_set.families, strict=True):
         families[problem] = families.get(problem, frozenset()) | names
-    timed = training_set.trusted & np.isfinite(training_set.latency_us).any(axis=0)
-    configs = tuple(config for config, usable in zip(training_set.configs, timed, strict=True) if usable)
+    configs = tuple(config for config, known in zip(training_set.configs, training_set.known, strict=True) if known)
     return Prior(model, training_set.regime, configs, tuple(families), tuple(families.values()))
 
 

@@ -82,8 +82,7 @@ def expected_cost(model: LatencyModel, training_set: TrainingSet, inputs: Inputs
 
     Of a config that was never timed the model knows nothing: it costs the most, as do untrusted ones.
     """
-    known = training_set.trusted & np.isfinite(training_set.latency_us).any(axis=0)
-    usable = inputs.legal & known
+    usable = inputs.legal & training_set.known
     latency_us = model.latency_us(inputs.features, inputs.columns, training_set.configs, usable, training_set.regime)
     cost = choice_cost(latency_us, latency_us.min(axis=1))
     return np.where(inputs.legal, cost, cost[:, :1])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from aks.core.device import DeviceSpec
 from aks.core.problem import Problem
 from aks.train.dataset import TrainingSet, feature_matrix, legality, undeclared, variable_columns
-from aks.train.latency import LatencyModel
+from aks.train.latency import LatencyModel, log_ratio
 
 _FACTS = ("sm_count", "l2_bytes", "dram_gb_s", "clock_mhz", "smem_bytes_per_sm", "registers_per_sm")
 _LEAST_DISTANCE = 0.05
@@ -111,7 +111,7 @@ def _corrections(
     owner = np.repeat(np.arange(len(sources)), [len(rows) for rows in sources])
     timed = np.isfinite(part.latency_us)
     expected = model.latency_us(part.features, part.columns, part.configs, timed, part.regime)
-    residual = np.log(np.where(timed, part.latency_us, 1.0) / np.where(timed, expected, 1.0))
+    residual = log_ratio(part.latency_us, expected)
     distance = {other: max(_LEAST_DISTANCE, device_distance(device, other)) for other in set(part.devices)}
     weight = np.array([1 / distance[other] for other in part.devices])[:, None] * timed
     shape = len(sources), len(part.configs)

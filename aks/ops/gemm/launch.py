@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
-import triton
 from triton import knobs
-from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from aks.core.config import Config
 from aks.core.device import DeviceSpec
 from aks.core.formula import ceil_div, next_pow2
 from aks.ops.gemm import cublaslt, kernels, reference
 from aks.ops.gemm.spec import CUBLASLT_ALGOS, SPLIT_WORKSPACE_BYTES, GemmConfig, GemmProblem
+from aks.ops.variants import Variants, power_of_two_in
 
 _DTYPE_NAMES = {dtype: name for name, dtype in reference.DTYPES.items()}
 _KERNELS = {
@@ -54,14 +51,10 @@ def variant_of(config: GemmConfig, problem: GemmProblem) -> Variant:
         config=config,
         dtype=problem.dtype,
         w_kn=problem.w_layout == "kn",
-        vector_bytes=min(problem.alignment, _power_of_two_in(2 * problem.n), _power_of_two_in(2 * problem.k)),
+        vector_bytes=min(problem.alignment, power_of_two_in(2 * problem.n), power_of_two_in(2 * problem.k)),
         even_k=pointer_loads and problem.k % (config.block_k * config.split_k) == 0,
         rows=0 if config.block_m else next_pow2(problem.m),
     )
-
-
-def _power_of_two_in(value: int) -> int:
-    return min(16, value & -value)
 
 
 def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
@@ -140,43 +133,13 @@ def _divisor(name: str, variant: Variant) -> int:
             return 1
 
 
-def compile_variant(variant: Variant, capability: int):
-    """The compiled kernel; Triton's disk cache makes the second time cheap."""
-    source, options = source_of(variant)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-
-
-@cache
-def _load_variant(variant: Variant, capability: int, index: int):
-    """The kernel for CUDA device ``index``, the current one: Triton loads it there at its first use."""
-    kernel = compile_variant(variant, capability)
-    _LOADED.add((variant, index))
-    return kernel
-
-
-def compile_jobs(
-    problems: Iterable[GemmProblem], configs_of: Callable[[GemmProblem], Iterable[Config]], device: DeviceSpec
-) -> list[tuple[Variant, int]]:
-    """Every variant that measuring will want, once, in the order of first use. Jobs can be pickled."""
-    jobs: dict[tuple[Variant, int], None] = {}
-    for problem in problems:
-        for config in configs_of(problem):
-            if isinstance(config, GemmConfig) and config.kind in _KERNELS:
-                jobs[variant_of(config, problem), device.capability] = None
-    return list(jobs)
+VARIANTS = Variants(variant_of, source_of, lambda config: config.kind in _KERNELS)
+compile_variant, compile_jobs, is_ready = VARIANTS.compile, VARIANTS.jobs, VARIANTS.is_ready
 
 
 def compile_job(job: tuple[Variant, int]) -> None:
     """Compile one job into Triton's disk cache."""
     compile_variant(*job)
-
-
-def is_ready(config: GemmConfig, problem: GemmProblem, index: int) -> bool:
-    """Whether launching ``config`` on CUDA device ``index`` neither compiles nor loads a kernel."""
-    return config.kind not in _KERNELS or (variant_of(config, problem), index) in _LOADED
-
-
-_LOADED: set[tuple[Variant, int]] = set()
 
 
 def problem_of(x, w, out, static_weights: bool) -> GemmProblem | None:
@@ -238,7 +201,7 @@ def bind(
         arguments = arguments_of(config, variant, problem, x, w, out, scratch)
         kernel = _KERNELS[config.kind][(grid_of(config, problem, device.sm_count),)]
         return lambda stream: kernel(*arguments)
-    compiled = _load_variant(variant, device.capability, x.get_device())
+    compiled = VARIANTS.load(variant, device.capability, x.get_device())
     arguments = arguments_of(config, variant, problem, x, w, out, scratch)
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
     grid = grid_of(config, problem, device.sm_count)

@@ -155,9 +155,13 @@ def tolerances(problem: GemmProblem) -> tuple[float, float, float]:
     - Tensor cores cut float32 sums off rather than round them: up to 2^-23 a step of at least 8
       products, always towards zero, so it grows as k. k * 2^-25 allows twice that mean.
     """
-    unit = {"bf16": 2.0**-8, "fp16": 2.0**-11}[problem.dtype]
-    accumulation = problem.k * 2.0**-25
-    whole = unit * (1 + 2 / math.sqrt(problem.m * problem.n)) + accumulation
+    return tolerances_at({"bf16": 2.0**-8, "fp16": 2.0**-11}[problem.dtype], problem.m, problem.n, problem.k)
+
+
+def tolerances_at(unit: float, m: int, n: int, k: int) -> tuple[float, float, float]:
+    """``tolerances`` where u is ``unit``."""
+    accumulation = k * 2.0**-25
+    whole = unit * (1 + 2 / math.sqrt(m * n)) + accumulation
     return whole, unit, 8 * (unit + accumulation)
 
 

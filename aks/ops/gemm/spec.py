@@ -13,7 +13,7 @@ from aks.core.config import Config, ConfigSpace, Rule
 from aks.core.features import Feature
 from aks.core.problem import Problem
 from aks.ops.op import Op
-from aks.ops.tiles import PARTITION_FEATURES, analytic_ns, tile_features
+from aks.ops.tiles import PARTITION_FEATURES, analytic_ns, tile_features, wave_features
 
 KINDS = ("torch_mm", "cublaslt", "gemv", "stream", "tiled", "tma", "persistent")
 
@@ -264,13 +264,7 @@ CONFIG_FEATURES = (
     Feature("programs", _PROGRAMS),
     Feature("programs_per_sm", f"{_PROGRAMS} * 100 // sm_count", "percent"),
     Feature("resident", _RESIDENT, "programs that an SM holds at once"),
-    Feature("waves", f"{_PROGRAMS} * 100 // (sm_count * {_RESIDENT})", "percent"),
-    Feature("sm_fill", f"{_PROGRAMS} * 1000 // (ceil_div({_PROGRAMS}, sm_count) * sm_count)", "permille"),
-    Feature(
-        "wave_fill",
-        f"{_PROGRAMS} * 1000 // (ceil_div({_PROGRAMS}, sm_count * {_RESIDENT}) * sm_count * {_RESIDENT})",
-        "permille",
-    ),
+    *wave_features(_PROGRAMS, _RESIDENT),
     Feature("steps", _STEPS, "steps along k of a program"),
     Feature("k_padding", f"{_STEPS} * {_BLOCK_K} * {_SPLIT_K} * 100 // k", "percent"),
     Feature("n_padding", f"ceil_div(n, {_BLOCK_N}) * {_BLOCK_N} * 100 // n", "percent"),
@@ -294,7 +288,5 @@ GEMM = Op(
     flops="2 * m * n * k",
     bytes_moved="2 * (m * n + m * k + n * k)",
     weight_bytes="2 * n * k",
-    analytic_ns=analytic_ns(
-        _PROGRAMS, f"{_BLOCK_M} * {_BLOCK_N}", f"ceil_div({_K_SHARE}, {_BLOCK_K}) * {_BLOCK_K}", "2"
-    ),
+    analytic_ns=analytic_ns(_PROGRAMS, f"{_BLOCK_M} * {_BLOCK_N}", f"{_STEPS} * {_BLOCK_K}", "2"),
 )

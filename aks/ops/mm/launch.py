@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
-import triton
 from triton import knobs
-from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from aks.core.config import Config
 from aks.core.device import DeviceSpec
 from aks.core.formula import ceil_div
 from aks.ops.mm import reference
 from aks.ops.mm.kernels import mm_kernel
 from aks.ops.mm.spec import ELEMENT_BYTES, MmConfig, MmProblem
+from aks.ops.variants import Variants, power_of_two_in
 
 _GROUP_M = 8
 """Rows of tiles that go together: what the template of PyTorch Inductor has."""
@@ -53,16 +50,12 @@ def variant_of(config: MmConfig, problem: MmProblem) -> Variant:
         x_km=x_km,
         w_kn=problem.w_layout == "kn",
         alignment=problem.alignment,
-        m_bytes=_power_of_two_in(size * problem.m) if x_km else size,
-        n_bytes=_power_of_two_in(size * problem.n),
+        m_bytes=power_of_two_in(size * problem.m) if x_km else size,
+        n_bytes=power_of_two_in(size * problem.n),
         # Where there is no mask along K, nothing depends on it.
-        k_bytes=size if even_k else _power_of_two_in(size * problem.k),
+        k_bytes=size if even_k else power_of_two_in(size * problem.k),
         even_k=even_k,
     )
-
-
-def _power_of_two_in(value: int) -> int:
-    return min(16, value & -value)
 
 
 def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
@@ -103,43 +96,13 @@ def _constants(variant: Variant) -> dict[str, Any]:
     }
 
 
-def compile_variant(variant: Variant, capability: int):
-    """The compiled kernel; Triton's disk cache makes the second time cheap."""
-    source, options = source_of(variant)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
-
-
-@cache
-def _load_variant(variant: Variant, capability: int, index: int):
-    """The kernel for CUDA device ``index``, the current one: Triton loads it there at its first use."""
-    kernel = compile_variant(variant, capability)
-    _LOADED.add((variant, index))
-    return kernel
-
-
-def compile_jobs(
-    problems: Iterable[MmProblem], configs_of: Callable[[MmProblem], Iterable[Config]], device: DeviceSpec
-) -> list[tuple[Variant, int]]:
-    """Every variant that measuring will want, once, in the order of first use. Jobs can be pickled."""
-    jobs: dict[tuple[Variant, int], None] = {}
-    for problem in problems:
-        for config in configs_of(problem):
-            if isinstance(config, MmConfig) and config.kind == "triton":
-                jobs[variant_of(config, problem), device.capability] = None
-    return list(jobs)
+VARIANTS = Variants(variant_of, source_of, lambda config: config.kind == "triton")
+compile_variant, compile_jobs, is_ready = VARIANTS.compile, VARIANTS.jobs, VARIANTS.is_ready
 
 
 def compile_job(job: tuple[Variant, int]) -> None:
     """Compile one job into Triton's disk cache."""
     compile_variant(*job)
-
-
-def is_ready(config: MmConfig, problem: MmProblem, index: int) -> bool:
-    """Whether launching ``config`` on CUDA device ``index`` neither compiles nor loads a kernel."""
-    return config.kind != "triton" or (variant_of(config, problem), index) in _LOADED
-
-
-_LOADED: set[tuple[Variant, int]] = set()
 
 
 class Scratch:
@@ -164,7 +127,7 @@ def bind(
     arguments = _arguments(variant, problem, x, w, out)
     if knobs.runtime.interpret:
         return lambda stream: mm_kernel[(grid,)](*arguments)
-    compiled = _load_variant(variant, device.capability, x.get_device())
+    compiled = VARIANTS.load(variant, device.capability, x.get_device())
     run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
 
     def launch(stream: int) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from aks.ops.gemm.reference import Inputs, compare, float32_precision, make_matrices, poison, product
+from aks.ops.gemm.reference import Inputs, compare, float32_precision, make_matrices, poison, product, tolerances_at
 from aks.ops.mm.spec import MmProblem
 
 __all__ = ["Inputs", "check", "make_inputs", "poison", "reference", "vendor"]
@@ -51,9 +51,7 @@ def tolerances(problem: MmProblem) -> tuple[float, float, float]:
     always towards zero, and sums by as much. u = 2^-10 allows 1.4 times that of the whole.
     """
     unit = {"bf16": 2.0**-8, "fp16": 2.0**-11, "fp32": 2.0**-10}[problem.dtype]
-    accumulation = problem.k * 2.0**-25
-    whole = unit * (1 + 2 / math.sqrt(problem.m * problem.n)) + accumulation
-    return whole, unit, 8 * (unit + accumulation)
+    return tolerances_at(unit, problem.m, problem.n, problem.k)
 
 
 def check(problem: MmProblem, out: Tensor, expected: Tensor) -> str:

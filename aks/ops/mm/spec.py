@@ -15,7 +15,7 @@ from aks.core.config import Config, ConfigSpace, Rule
 from aks.core.features import Feature
 from aks.core.problem import Problem
 from aks.ops.op import Op
-from aks.ops.tiles import PARTITION_FEATURES, analytic_ns, tile_features
+from aks.ops.tiles import PARTITION_FEATURES, analytic_ns, arithmetic_ns, tile_features, wave_features
 
 ELEMENT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
@@ -126,6 +126,7 @@ _BLOCK_N = "max(block_n, (kind == ATEN) * 256)"
 _BLOCK_K = "max(block_k, (kind == ATEN) * 64)"
 _TILES_M, _TILES_N, _STEPS = f"ceil_div(m, {_BLOCK_M})", f"ceil_div(n, {_BLOCK_N})", f"ceil_div(k, {_BLOCK_K})"
 _PROGRAMS = f"({_TILES_M} * {_TILES_N})"
+_TILE, _STEPS_K = f"{_BLOCK_M} * {_BLOCK_N}", f"{_STEPS} * {_BLOCK_K}"
 # Programs that an SM holds at once, by shared memory, by warps, and by registers (accumulators, and 64 a thread).
 _RESIDENT = (
     f"max(1, min(32 * kind, smem_bytes_per_sm // ({_SMEM} + 1024), 64 // max(1, num_warps),"
@@ -143,13 +144,7 @@ CONFIG_FEATURES = (
     Feature("programs_per_sm", f"{_PROGRAMS} * 100 // sm_count", "percent"),
     Feature("resident", _RESIDENT, "programs that an SM holds at once"),
     Feature("resident_warps", f"{_RESIDENT} * num_warps", "on an SM"),
-    Feature("waves", f"{_PROGRAMS} * 100 // (sm_count * {_RESIDENT})", "percent"),
-    Feature("sm_fill", f"{_PROGRAMS} * 1000 // (ceil_div({_PROGRAMS}, sm_count) * sm_count)", "permille"),
-    Feature(
-        "wave_fill",
-        f"{_PROGRAMS} * 1000 // (ceil_div({_PROGRAMS}, sm_count * {_RESIDENT}) * sm_count * {_RESIDENT})",
-        "permille",
-    ),
+    *wave_features(_PROGRAMS, _RESIDENT),
     Feature("steps", _STEPS, "steps along k of a program"),
     Feature("m_padding", f"{_TILES_M} * {_BLOCK_M} * 100 // m", "percent"),
     Feature("n_padding", f"{_TILES_N} * {_BLOCK_N} * 100 // n", "percent"),
@@ -167,8 +162,7 @@ CONFIG_FEATURES = (
     Feature("loads_ns", f"{_LOADS} * {_BYTES} // dram_gb_s", "time of all loads, did they come from DRAM"),
     Feature(
         "tiles_ns",
-        f"ceil_div({_PROGRAMS}, sm_count) * sm_count * {_BLOCK_M} * {_BLOCK_N} // 16 * ({_STEPS} * {_BLOCK_K})"
-        " // (tflops_16bit * 500 // 16) * max(1, dtype)",
+        f"{arithmetic_ns(_PROGRAMS, _TILE, _STEPS_K)} * max(1, dtype)",
         "time of the arithmetic of whole tiles in whole waves, at full rate",
     ),
 )
@@ -186,5 +180,5 @@ MM = Op(
     flops="2 * m * n * k",
     bytes_moved=f"{_BYTES} * {_IO}",
     weight_bytes=f"{_BYTES} * n * k",
-    analytic_ns=analytic_ns(_PROGRAMS, f"{_BLOCK_M} * {_BLOCK_N}", f"{_STEPS} * {_BLOCK_K}", _BYTES),
+    analytic_ns=analytic_ns(_PROGRAMS, _TILE, _STEPS_K, _BYTES),
 )
