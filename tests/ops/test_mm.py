@@ -177,10 +177,11 @@ def test_configs_match_the_reference_on_a_gpu(dtype, x_layout, w_layout) -> None
         inputs = reference.make_inputs(problem)
         expected = reference.reference(problem, inputs.x, inputs.w[0])
         usual = [c for c in OP.space.configs if max(list(c.to_row().values())[1:4]) <= 128]
-        for config in [
-            OP.vendor,
-            *rng.sample(OP.space.legal(problem, replace(device, smem_bytes_per_block=99 << 10), usual), 4),
-        ]:
+        small = replace(device, smem_bytes_per_block=99 << 10)
+        # The rule for TF32 is loose on capability 9.0, for compilers that hold less in shared memory than this one.
+        strict = replace(problem, x_layout="mk", w_layout="nk")
+        fitting = [c for c in OP.space.legal(problem, small, usual) if not OP.space.broken_rules(c, strict, small)]
+        for config in [OP.vendor, *rng.sample(fitting, 4)]:
             run: Any = launch.bind(
                 config, problem, inputs.x, inputs.w[0], inputs.out,  # type: ignore[arg-type]
                 device=device, scratch=launch.Scratch(torch.device("cuda")),
