@@ -9,7 +9,7 @@ import numpy as np
 
 from aks.core.device import DeviceSpec
 from aks.core.problem import Problem
-from aks.train.dataset import Source, TrainingSet, feature_matrix, legality, undeclared
+from aks.train.dataset import Source, TrainingSet, lay_out
 from aks.train.fit import Fitted, Options, fit
 from aks.train.latency import LatencyModel, adapt_latency_model, log_ratio
 from aks.train.prior import Prior
@@ -56,9 +56,7 @@ def on_device(
         names |= dict(zip(measured.problems, measured.families, strict=True))
         configs |= set(measured.configs)
     columns = (op.vendor, *sorted(configs - {op.vendor}, key=op.space.places.__getitem__))
-    devices = [device] * len(names)
-    legal = legality(op, columns, list(names), devices)
-    latency_us = np.where(legal, np.nan, np.inf)
+    latency_us = np.full((len(names), len(columns)), np.nan)
     trusted = np.ones(len(columns), dtype=bool)
     if measured is not None:
         place = {problem: row for row, problem in enumerate(names)}
@@ -70,20 +68,9 @@ def on_device(
         latency_us[:, those[failing]] = np.inf
         cells = np.where(np.isnan(measured.latency_us), latency_us[np.ix_(rows, those)], measured.latency_us)
         latency_us[np.ix_(rows, those)] = cells
-    return TrainingSet(
-        op=op,
-        regime=prior.regime,
-        problems=tuple(names),
-        devices=tuple(devices),
-        families=tuple(names.values()),
-        configs=columns,
-        latency_us=latency_us,
-        legal=legal,
-        legal_undeclared=legality(op, columns, [undeclared(problem) for problem in names], devices),
-        features=feature_matrix(op, list(names), devices),
-        trusted=trusted,
-        source=measured.source if measured is not None else Source(),
-    )
+    source = measured.source if measured is not None else Source()
+    families = list(names.values())
+    return lay_out(op, prior.regime, list(names), [device] * len(names), families, columns, latency_us, trusted, source)
 
 
 def expected(training_set: TrainingSet, model: LatencyModel) -> TrainingSet:

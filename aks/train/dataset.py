@@ -186,33 +186,48 @@ def from_frame(
     column_index = np.array([column_of[_known(key, op)] for key in config_keys])[config_index]
 
     latency_us = _pool(row_index, column_index, rows, (len(problems), len(configs)))
-    families: list[set[str]] = [set() for _ in problems]
+    families: list[frozenset[str]] = [frozenset()] * len(problems)
     for index, text in set(zip(row_index.tolist(), rows["families"], strict=True)):
-        families[index].update(split_families(text))
+        families[index] |= frozenset(split_families(text))
     trusted = np.ones(len(configs), dtype=bool)
     for key in _factorize(untrusted, config_columns)[1]:
         trusted[column_of[_known(key, op)]] = False
 
-    legal = legality(op, configs, problems, devices)
-    latency_us[~legal] = np.inf
-    training_set = TrainingSet(
-        op=op,
-        regime=Regime(regime),
-        problems=tuple(problems),
-        devices=tuple(devices),
-        families=tuple(map(frozenset, families)),
-        configs=configs,
-        latency_us=latency_us,
-        legal=legal,
-        legal_undeclared=legality(op, configs, [undeclared(problem) for problem in problems], devices),
-        features=feature_matrix(op, problems, devices),
-        trusted=trusted,
-        source=Source(path, sha256, len(frame), int((~np.isfinite(latency_us[:, 0])).sum()), _environment(rows)),
-    )
+    source = Source(path, sha256, len(frame), int((~np.isfinite(latency_us[:, 0])).sum()), _environment(rows))
+    training_set = lay_out(op, Regime(regime), problems, devices, families, configs, latency_us, trusted, source)
     kept = np.flatnonzero(np.isfinite(training_set.baseline_us))
     if not len(kept):
         raise DataError(f"{path or 'data'} has no latency of the vendor's call {op.vendor.key()!r} in {str(regime)!r}")
     return training_set.subset(kept)
+
+
+def lay_out(
+    op: Op,
+    regime: Regime,
+    problems: Sequence[Problem],
+    devices: Sequence[DeviceSpec],
+    families: Sequence[frozenset[str]],
+    configs: Sequence[Config],
+    latency_us: NDArray[np.float64],
+    trusted: NDArray[np.bool_],
+    source: Source,
+) -> TrainingSet:
+    """The set, with what the op's rules and formulas say of it; what is illegal gets ``inf``, whatever it took."""
+    legal = legality(op, configs, problems, devices)
+    return TrainingSet(
+        op=op,
+        regime=regime,
+        problems=tuple(problems),
+        devices=tuple(devices),
+        families=tuple(families),
+        configs=tuple(configs),
+        latency_us=np.where(legal, latency_us, np.inf),
+        legal=legal,
+        legal_undeclared=legality(op, configs, [undeclared(problem) for problem in problems], devices),
+        features=feature_matrix(op, problems, devices),
+        trusted=trusted,
+        source=source,
+    )
 
 
 def _check_columns(frame: pd.DataFrame, op: Op, path: str) -> None:

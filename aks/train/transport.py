@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from aks.core.device import DeviceSpec
 from aks.core.problem import Problem
-from aks.train.dataset import TrainingSet, feature_matrix, legality, undeclared, variable_columns
+from aks.train.dataset import TrainingSet, lay_out
 from aks.train.latency import LatencyModel, log_ratio
 
 _FACTS = ("sm_count", "l2_bytes", "dram_gb_s", "clock_mhz", "smem_bytes_per_sm", "registers_per_sm")
@@ -74,33 +74,29 @@ def carry_over(training_set: TrainingSet, model: LatencyModel, device: DeviceSpe
     }
     if all(at_home.values()):
         return training_set.subset([rows[0] for rows in at_home.values()])
-    op, problems = training_set.op, list(rows_of)
-    devices = [device] * len(problems)
-    features, columns = feature_matrix(op, problems, devices), variable_columns(problems, devices)
-    legal = legality(op, training_set.configs, problems, devices)
-    latency_us = np.full(legal.shape, np.nan)
-    away = np.flatnonzero([not at_home[problem] for problem in problems])
-    sources = [rows_of[problems[index]] for index in away]
+    families = [frozenset().union(*(training_set.families[row] for row in rows)) for rows in rows_of.values()]
+    there = lay_out(
+        training_set.op,
+        training_set.regime,
+        list(rows_of),
+        [device] * len(rows_of),
+        families,
+        training_set.configs,
+        np.full((len(rows_of), len(training_set.configs)), np.nan),
+        training_set.trusted,
+        training_set.source,
+    )
+    away = np.flatnonzero([not rows for rows in at_home.values()])
+    asked, sources = there.subset(away), [rows_of[there.problems[index]] for index in away]
     correction, tried, ran = _corrections(training_set, model, device, sources)
-    here = {name: values[away] for name, values in columns.items()}
-    usable = legal[away] & ran
-    expected = model.latency_us(features[away], here, training_set.configs, usable, training_set.regime)
-    latency_us[away] = np.where(usable, expected * np.exp(correction), np.where(tried & ~ran, np.inf, np.nan))
+    usable = asked.legal & ran
+    expected = model.latency_us(asked.features, asked.columns, asked.configs, usable, asked.regime)
+    latency_us = there.latency_us.copy()
+    latency_us[away] = np.where(usable, expected * np.exp(correction), np.where(tried & ~ran, np.inf, asked.latency_us))
     for index, rows in enumerate(at_home.values()):
         if rows:
             latency_us[index] = training_set.latency_us[rows[0]]
-    latency_us[~legal] = np.inf
-    families = [frozenset().union(*(training_set.families[row] for row in rows)) for rows in rows_of.values()]
-    return replace(
-        training_set,
-        problems=tuple(problems),
-        devices=tuple(devices),
-        families=tuple(families),
-        latency_us=latency_us,
-        legal=legal,
-        legal_undeclared=legality(op, training_set.configs, [undeclared(problem) for problem in problems], devices),
-        features=features,
-    )
+    return replace(there, latency_us=latency_us)
 
 
 def _corrections(
