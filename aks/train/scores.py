@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from aks.core.metrics import geomean, score
 from aks.train.examples import Examples
 
-BANDS: tuple[tuple[int, int | None], ...] = ((1, 1), (2, 16), (17, 256), (257, None))
-"""Ranges of an op's first axis (m), ends included, that figures are given for."""
+BANDS: tuple[tuple[int, int | None], ...] = ((1, 1), (2, 16), (17, 256), (257, None), (1, 64))
+"""Ranges of an op's first axis (m), ends included, that figures are given for; the last lies across."""
 
 
 def band_name(band: tuple[int, int | None], axis: str = "m") -> str:
