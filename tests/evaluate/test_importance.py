@@ -9,8 +9,10 @@ from io import StringIO
 import numpy as np
 import pandas as pd
 import pytest
+import typer
 from rich.console import Console
 
+from aks.cli import app
 from aks.core.device import find_device
 from aks.evaluate import importance
 from aks.evaluate.importance import Change, FactImportance, fact_groups, fact_importance, with_facts
@@ -177,3 +179,9 @@ def test_the_roofline_reads_no_other_variables(op):
     variables = find_device("h200").variables() | problem.variables()
     columns = {name: np.array([value]) for name, value in variables.items() if name in variables_read(op)}
     assert roofline_us(op, columns) > 1
+
+
+def test_the_option_goes_with_devices_alone():
+    for words in ([], ["--holdout", "family"]):
+        with pytest.raises(typer.BadParameter, match="goes with --holdout device"):
+            app(["evaluate", "--importance", *words], standalone_mode=False)
