@@ -57,6 +57,14 @@ def evaluate(
     max_groups: Annotated[
         int, typer.Option(min=2, help="With --holdout: how many trainings at most; devices are held out one by one.")
     ] = 5,
+    importance: Annotated[
+        bool,
+        typer.Option(
+            "--importance",
+            help="With --holdout device: also what the choice loses without each fact of the devices, and whether so "
+            "many devices can tell.",
+        ),
+    ] = False,
     records: Annotated[
         list[Path] | None,
         typer.Option(help="With --holdout: these measurements or others' records instead, or beside --data."),
@@ -80,9 +88,14 @@ def evaluate(
       aks evaluate --holdout device --values h200-24sm,h200-72sm
       aks evaluate --holdout device --held-out exaone,falcon,phi --json runs/devices.json
       aks evaluate --holdout device --records mm_a100_h100.parquet
+      aks evaluate --holdout device --no-ladder --importance
     """
     if records and not holdout:
         raise typer.BadParameter("--records goes with --holdout: without it an exported tree is scored, on --data")
+    if importance and holdout != "device":
+        raise typer.BadParameter(
+            "--importance is of facts that tell devices apart: it goes with --holdout device alone"
+        )
     if holdout:
         _hold_out(
             op,
@@ -95,6 +108,7 @@ def evaluate(
             regime,
             max_groups,
             ladder,
+            importance,
             json_out,
             Tracking(track, tracking_uri, experiment),
         )
@@ -188,12 +202,13 @@ def _hold_out(
     regime: Regime,
     max_groups: int,
     ladder: bool,
+    importance: bool,
     json_out: Path | None,
     tracking: Tracking,
 ) -> None:
     from aks.evaluate.generalization import device_columns
-    from aks.evaluate.run import evaluate_holdout, log_holdout, op_of
-    from aks.evaluate.tables import print_generalization
+    from aks.evaluate.run import evaluate_holdout, evaluate_importance, log_holdout, op_of
+    from aks.evaluate.tables import print_generalization, print_importance
     from aks.ops import find_op
 
     known_op = op_of(records) if records else find_op(op)
@@ -203,23 +218,39 @@ def _hold_out(
         data = _file_of(known_op.name, device)
     # What others recorded was run by other software: it is mixed with ours only if that is asked for.
     given = data_paths(known_op.name, data) if data or not records else []
+    paths = [*given, *records]
+    families = split_words(held_out, "held-out") if held_out else ()
+    wanted = split_words(values, "value") if values else ()
     result = evaluate_holdout(
         known_op,
-        [*given, *records],
+        paths,
         column,
         regime=regime,
-        held_out=split_words(held_out, "held-out") if held_out else (),
-        values=split_words(values, "value") if values else (),
+        held_out=families,
+        values=wanted,
         max_groups=max_groups,
         ladder=ladder,
         progress=lambda text: print(f"holding out {text}", file=sys.stderr),
     )
     print_generalization(result, known_op.problem_type.AXES[0])
+    found = None
+    if importance:
+        found = evaluate_importance(
+            known_op,
+            paths,
+            regime=regime,
+            held_out=families,
+            values=wanted,
+            progress=lambda text: print(f"without each fact: holding out {text}", file=sys.stderr),
+        )
+        print_importance(found)
     if json_out:
-        json_out.write_text(json.dumps(result.to_json(), indent=1) + "\n")
+        figures = result.to_json() | ({} if found is None else {"importance": found.to_json()})
+        json_out.write_text(json.dumps(figures, indent=1) + "\n")
     if tracking.wanted:
         run_id = log_holdout(
             result,
+            found,
             experiment=tracking.experiment or f"aks-{known_op.name}-holdout",
             tracking_uri=tracking.uri or None,
             command=command_line(),

@@ -80,10 +80,20 @@ def device_choosers(train: TrainingSet, inside: TrainingSet, options: Options, *
         Chooser(ROOFLINE, _roofline, note="the least max(bytes, operations) over whole waves of whole tiles"),
         by_device(COPY, lambda device: _copy(train, nearest_device(device, devices))),
         *trained,
-        Chooser(MODEL, lambda data: _fastest_expected(train, model, data), note="what the tree learns from"),
+        Chooser(MODEL, lambda data: fastest_expected(train, model, data), note="what the tree learns from"),
         *_shipped(train, options, fitted),
         by_device(COVERED, lambda device: _covered_tree(train, options, fitted(device), device)),
     ]
+
+
+def fastest_expected(train: TrainingSet, model: LatencyModel, data: TrainingSet) -> NDArray[np.intp]:
+    """[P, 1]: the config that ``model`` expects to be the fastest, of those that ``train`` knows and that were tried.
+
+    Legality and what was tried are as ``data`` has them; devices and features are what the model sees.
+    """
+    usable = _tried(data) & train.known
+    expected = model.latency_us(data.features, data.columns, data.configs, usable, data.regime)
+    return expected.argmin(axis=1)[:, None]
 
 
 def nvmatmul_by_device(data: TrainingSet) -> list[Chooser]:
@@ -155,12 +165,6 @@ def _copy(train: TrainingSet, source: DeviceSpec) -> Chooser:
         return np.array([[winners.get(problem, -1)] for problem in data.problems], dtype=np.intp)
 
     return Chooser(COPY, rank)
-
-
-def _fastest_expected(train: TrainingSet, model: LatencyModel, data: TrainingSet) -> NDArray[np.intp]:
-    usable = _tried(data) & train.known
-    expected = model.latency_us(data.features, data.columns, data.configs, usable, data.regime)
-    return expected.argmin(axis=1)[:, None]
 
 
 def _roofline(data: TrainingSet) -> NDArray[np.intp]:

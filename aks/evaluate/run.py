@@ -19,10 +19,11 @@ from aks.evaluate.device_pictures import holdout_pictures
 from aks.evaluate.devices import device_choosers, nvmatmul_by_device, selector_choosers
 from aks.evaluate.evaluation import Evaluation, assemble, held_out_rows, slug
 from aks.evaluate.generalization import DEVICE, Generalization, leave_one_out
+from aks.evaluate.importance import Importance, fact_importance
 from aks.evaluate.nvmatmul import nvmatmul_choosers
 from aks.evaluate.regret import Chooser, json_row
 from aks.evaluate.samples import measure_noise
-from aks.evaluate.tables import slowdown_markdown
+from aks.evaluate.tables import importance_markdown, slowdown_markdown
 from aks.export.selector import read_portfolio, read_selector
 from aks.ops.op import Op
 from aks.runtime.predictor import Predictor
@@ -118,7 +119,7 @@ def evaluate_holdout(
     DataError
         If the data cannot be read, or the column is unknown or has one value only: one device, say.
     """
-    measured = from_frame(*_frames(op, [data] if isinstance(data, Path) else data), regime=regime)
+    measured = _measured(op, data, regime)
     theirs = nvmatmul_by_device(measured) if ladder and column == DEVICE else []
 
     def fit(train: TrainingSet, inside: TrainingSet) -> Sequence[Chooser]:
@@ -138,6 +139,27 @@ def evaluate_holdout(
     )
 
 
+def evaluate_importance(
+    op: Op,
+    data: Path | Sequence[Path],
+    *,
+    regime: Regime | str = Regime.COLD,
+    held_out: Sequence[str] = (),
+    values: Sequence[str] = (),
+    options: Options = _DEFAULTS,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Importance:
+    """Which facts of the devices the latency model's choices rest on (``fact_importance``); files as above.
+
+    Raises
+    ------
+    DataError
+        If the data cannot be read, or is of one device only.
+    """
+    measured = _measured(op, data, regime)
+    return fact_importance(measured, held_out=held_out, values=values, seed=options.seed, progress=progress)
+
+
 def op_of(records: Sequence[Path]) -> Op:
     """The op that files of measurements or records are of.
 
@@ -152,7 +174,14 @@ def op_of(records: Sequence[Path]) -> Op:
     return next(iter(ops.values()))
 
 
-def log_holdout(result: Generalization, *, experiment: str, tracking_uri: str | None = None, command: str = "") -> str:
+def log_holdout(
+    result: Generalization,
+    importance: Importance | None = None,
+    *,
+    experiment: str,
+    tracking_uri: str | None = None,
+    command: str = "",
+) -> str:
     """Log what was held out, every figure by group and chooser, the tables and pictures; the MLflow run's id."""
     from aks.train.tracking import log_figures  # mlflow takes seconds to import
 
@@ -164,12 +193,22 @@ def log_holdout(result: Generalization, *, experiment: str, tracking_uri: str | 
         for name in _LOGGED
         if row[name] is not None
     }
+    tables, description = {"groups.json": pd.DataFrame(rows)}, slowdown_markdown(result)
+    if importance is not None:
+        changes = importance.to_rows()
+        tables["importance.json"] = pd.DataFrame(changes)
+        metrics |= {
+            f"importance.{slug(row['facts'])}/{row['how']}_{name}": row[name]
+            for row in changes
+            for name in ("regret_change", "low", "high")
+        }
+        description += f"\n\n{importance_markdown(importance)}"
     devices = sorted({device.name for device in result.data.devices})
     return log_figures(
         f"{result.data.op.name}, each {result.column} held out",
         experiment=experiment,
         tracking_uri=tracking_uri,
-        description=slowdown_markdown(result),
+        description=description,
         params={
             "op": result.data.op.name,
             "column": result.column,
@@ -179,9 +218,13 @@ def log_holdout(result: Generalization, *, experiment: str, tracking_uri: str | 
             "command": command,
         },
         metrics=metrics,
-        tables={"groups.json": pd.DataFrame(rows)},
+        tables=tables,
         figures=holdout_pictures(result),
     )
+
+
+def _measured(op: Op, data: Path | Sequence[Path], regime: Regime | str) -> TrainingSet:
+    return from_frame(*_frames(op, [data] if isinstance(data, Path) else data), regime=regime)
 
 
 def _frames(op: Op, paths: Sequence[Path]) -> tuple[pd.DataFrame, Op]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import fmean
 
 from rich import box
 from rich.console import Console
@@ -13,6 +14,7 @@ from aks.evaluate.calibration import Point
 from aks.evaluate.devices import TREE
 from aks.evaluate.evaluation import Evaluation
 from aks.evaluate.generalization import Generalization
+from aks.evaluate.importance import Change, Importance
 from aks.evaluate.regret import ChooserScore
 from aks.evaluate.samples import Noise
 from aks.evaluate.stability import Stability
@@ -137,9 +139,13 @@ def print_generalization(result: Generalization, axis: str, console: Console | N
 
 def slowdown_markdown(result: Generalization) -> str:
     """The table of slowdowns by group and chooser as Markdown, under a line that says what it is."""
-    head, *rows = _slowdown_rows(result)
+    return _markdown(f"Geometric mean slowdown, each {result.column} held out in turn.", _slowdown_rows(result))
+
+
+def _markdown(title: str, table: Sequence[Sequence[str]]) -> str:
+    head, *rows = table
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
-    return "\n".join([f"Geometric mean slowdown, each {result.column} held out in turn.", "", *lines])
+    return "\n".join([title, "", *lines])
 
 
 def _slowdown_table(result: Generalization) -> Table:
@@ -168,6 +174,74 @@ def _slowdown_rows(result: Generalization) -> list[list[str]]:
         low, high = by_name[TREE].regret_interval
         table.append([group, *cells, f"{percent(low)} to {percent(high)}"])
     return table
+
+
+def print_importance(importance: Importance, console: Console | None = None) -> None:
+    """Print what the choice loses without each fact, over all held-out devices and on each."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _FULL_WIDTH)
+    head, *rows = _importance_rows(importance)
+    table = Table(title=_importance_title(importance), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in head:
+        table.add_column(name, overflow="fold")
+    for row, fact in zip(rows, importance.facts, strict=True):
+        table.add_row(*row, style="" if fact.told else "dim")
+    console.print(table)
+    console.print(_device_table(importance))
+    console.print(
+        "Permuted: chosen as if the device had what each other one has, in turn. Dropped: trained and chosen as if all "
+        "had the same. Legality and latencies stay. Facts of one row change together: by construction, or because they "
+        "rank the devices alike. Intervals hold 95 % of bootstrap rounds that draw devices.",
+        style="dim",
+    )
+
+
+def importance_markdown(importance: Importance) -> str:
+    """The table by fact as Markdown, under a line that says what it is."""
+    return _markdown(_importance_title(importance), _importance_rows(importance))
+
+
+def _importance_title(importance: Importance) -> str:
+    regret = percent(fmean(importance.mean_regret.values()))
+    return f"without a fact of the device the latency model's mean regret, {regret}, rises by so many percentage points"
+
+
+def _importance_rows(importance: Importance) -> list[list[str]]:
+    count = len(importance.mean_regret)
+    devices = "1 device" if count == 1 else f"{count} devices"
+    table = [["facts", "values", "max / min", "permuted", "dropped", f"from {devices}"]]
+    for fact in importance.facts:
+        spans = [f"{span:.3g}{TIMES}" for span in fact.spans.values()]
+        spans = spans[:1] if len(set(spans)) == 1 else spans
+        changes = [_change(change) for change in (fact.permuted, fact.dropped)]
+        table.append([fact.name, str(fact.num_values), ", ".join(spans), *changes, fact.verdict])
+    return table
+
+
+def _device_table(importance: Importance) -> Table:
+    """A line a held-out device, two columns a fact that was put to the test."""
+    table = Table(title="the same, by device", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("device", no_wrap=True)
+    table.add_column("mean regret", justify="right")
+    changes = {f"{fact.name}\n{how}": change for fact in importance.facts for how, change in fact.changes.items()}
+    for name in changes:
+        table.add_column(name, justify="right")
+    for device, regret in importance.mean_regret.items():
+        table.add_row(device, percent(regret), *(_points(change.by_device[device]) for change in changes.values()))
+    return table
+
+
+def _change(change: Change | None) -> str:
+    if change is None:
+        return DASH
+    low, high = change.interval
+    return f"{_points(change.mean)} ({_points(low)} to {_points(high)})"
+
+
+def _points(value: float) -> str:
+    """``+0.93``: percentage points."""
+    return f"{100 * value:+.2f}"
 
 
 def print_stability(result: Stability, console: Console | None = None) -> None:

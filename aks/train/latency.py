@@ -10,6 +10,7 @@ import numpy as np
 import xgboost as xgb
 from numpy.typing import NDArray
 
+from aks.core import formula
 from aks.core.config import Config
 from aks.core.features import Feature, evaluate_columns
 from aks.core.measurement import Regime
@@ -37,6 +38,7 @@ _ADAPTING_ROUNDS = 120
 _HOPELESS = 8.0
 """A row weighs 1 / (1 + this * (slowdown - 1)): telling the good ones apart matters, the bad ones need not be exact."""
 _LEAST_WEIGHT = 0.05
+_ROOFLINE_FACTS = frozenset({"dram_gb_s", "sm_count", "clock_mhz", "tflops_16bit"})
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,12 @@ def roofline_us(op: Op, columns: Columns) -> NDArray[np.float64]:
     from_dram = moved / (columns["dram_gb_s"] * 1e3)
     into_sms = moved / (columns["sm_count"] * columns["clock_mhz"] * 64.0)
     return np.maximum.reduce([from_dram, into_sms, flops / (columns["tflops_16bit"] * 1e6), np.ones(len(moved))])
+
+
+def variables_read(op: Op) -> frozenset[str]:
+    """Names of variables (of problem, config and device) that a model's inputs and the roofline are made of."""
+    formulas = [op.bytes_moved, op.flops, *(feature.formula for feature in (*op.features, *op.config_features))]
+    return _ROOFLINE_FACTS.union(*map(formula.names, formulas))
 
 
 def _rows(op: Op, features: NDArray, columns: Columns, config: Config, regime: Regime) -> NDArray[np.float32]:

@@ -127,11 +127,14 @@ def test_the_command_takes_records_and_logs_a_run(files, tmp_path, monkeypatch, 
     monkeypatch.setattr(run, "evaluate_holdout", lambda *a, **k: evaluate_holdout(*a, **k, options=QUICK))
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     words = ["evaluate", "--holdout", "device", "--no-ladder", "--json", "figures.json", "--tracking-uri", uri]
-    app([*words, *(word for path in files for word in ("--records", str(path)))], standalone_mode=False)
+    app([*words, "--importance", *(word for path in files for word in ("--records", str(path)))], standalone_mode=False)
     output = capsys.readouterr().out
     assert "each device held out in turn" in output and "geometric mean slowdown" in output
     figures = json.loads(Path("figures.json").read_text())
     assert [group["group"] for group in figures["groups"]] == list(PARTS)
+    assert "cannot be told: fewer than 6 devices" in output
+    sms = figures["importance"]["facts"][0]
+    assert list(sms["spans"]) == ["sm_count", "tflops_16bit"] and list(sms["dropped"]["by_device"]) == list(PARTS)
 
     import mlflow
 
@@ -140,5 +143,9 @@ def test_the_command_takes_records_and_logs_a_run(files, tmp_path, monkeypatch, 
     assert len(logged) == 1
     tree = next(row for row in figures["overall"] if row["chooser"] == TREE)
     assert logged[0].data.metrics["overall.tree/mean_regret"] == pytest.approx(tree["mean_regret"])
+    assert logged[0].data.metrics["importance.sm_count_tflops_16bit/permuted_regret_change"] == sms["permuted"]["mean"]
+    changes = mlflow.load_table("importance.json", run_ids=[logged[0].info.run_id])
+    assert changes["how"].tolist() == ["permuted", "dropped"]
+    assert "sm_count, tflops_16bit" in logged[0].data.tags["mlflow.note.content"]
     files_logged = {file.path for file in mlflow.MlflowClient().list_artifacts(logged[0].info.run_id, "pictures")}
     assert files_logged == {"pictures/regret_map.png", "pictures/regret_by_distance.png"}
