@@ -73,6 +73,11 @@ class DeviceSpec:
                 f"{self.gpu_sm_count} (gpu_sm_count)"
             )
 
+    @property
+    def is_partition(self) -> bool:
+        """Whether it is some SMs of a GPU that has more."""
+        return self.sm_count < self.gpu_sm_count
+
     def partition(self, sm_count: int) -> Self:
         """``sm_count`` of this GPU's SMs as a device: named ``h200-64sm``, with their share of the compute rate.
 

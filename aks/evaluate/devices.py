@@ -98,7 +98,7 @@ def fastest_expected(train: TrainingSet, model: LatencyModel, data: TrainingSet)
 
 def nvmatmul_by_device(data: TrainingSet) -> list[Chooser]:
     """nvMatmulHeuristics on the devices that it has a preset for; a partition is none of them."""
-    whole = {device for device in data.devices if device.sm_count == device.gpu_sm_count}
+    whole = {device for device in data.devices if not device.is_partition}
     found = {device: nvmatmul_choosers(data.op, [device])[0] for device in whole}
     names = list(dict.fromkeys(chooser.name for choosers in found.values() for chooser in choosers))
     silent = Chooser("", lambda part: np.full((len(part), 1), -1, dtype=np.intp))

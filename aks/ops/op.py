@@ -18,7 +18,9 @@ class Op:
     """One line of the registry.
 
     ``features`` are over problem and device: what models read. ``tree_features`` names those that a
-    tree may split on: each is evaluated anew at every call. ``config_features`` are over the config
+    tree may split on: each is evaluated anew at every call. A tree for a part of a GPU may split on
+    ``partition_tree_features`` too: there the vendor's routines, which plan for the whole, leave waves
+    half filled in many more places. ``config_features`` are over the config
     too: what it makes of the problem (programs, waves, steps), for models of its latency. ``flops``
     and ``bytes_moved`` are formulas over a problem: arithmetic operations, and the bytes that must
     cross DRAM once (inputs read, output written); ``weight_bytes`` those of the weights, which timing
@@ -38,6 +40,7 @@ class Op:
     bytes_moved: str
     weight_bytes: str
     analytic_ns: str
+    partition_tree_features: tuple[str, ...] = ()
 
     @property
     def launch(self) -> ModuleType:

@@ -22,22 +22,27 @@ Measured on an H200: with m > 128, cuBLAS runs on 64, 80, 96 and 112 of its 132 
 
 
 def tile_features(tiles: Sequence[tuple[int, int]]) -> tuple[Feature, ...]:
-    """Tiles, waves and the last wave's share of the SMs, for each (rows, columns) of a tile."""
+    """How many tiles of so many (rows, columns) there are."""
+    return tuple(Feature(f"tiles_{bm}x{bn}", _tiles(bm, bn)) for bm, bn in tiles)
+
+
+def tile_wave_features(tiles: Sequence[tuple[int, int]]) -> tuple[Feature, ...]:
+    """Waves that the tiles are to the SMs, and the last wave's share of the SMs, for each (rows, columns) of a tile."""
     return (
-        *(Feature(f"tiles_{bm}x{bn}", f"ceil_div(m, {bm}) * ceil_div(n, {bn})") for bm, bn in tiles),
-        *(
-            Feature(f"waves_{bm}x{bn}", f"ceil_div(ceil_div(m, {bm}) * ceil_div(n, {bn}), sm_count)")
-            for bm, bn in tiles
-        ),
+        *(Feature(f"waves_{bm}x{bn}", f"ceil_div({_tiles(bm, bn)}, sm_count)") for bm, bn in tiles),
         *(
             Feature(
                 f"tail_{bm}x{bn}",
-                f"ceil_div(m, {bm}) * ceil_div(n, {bn}) % sm_count * 100 // sm_count",
+                f"{_tiles(bm, bn)} % sm_count * 100 // sm_count",
                 "share of the SMs busy in the last wave, percent",
             )
             for bm, bn in tiles
         ),
     )
+
+
+def _tiles(rows: int, columns: int) -> str:
+    return f"ceil_div(m, {rows}) * ceil_div(n, {columns})"
 
 
 def wave_features(programs: str, resident: str) -> tuple[Feature, ...]:

@@ -90,7 +90,8 @@ def fit(
     columns = np.array(portfolio.columns, dtype=np.intp)
     examples = make_examples(here, portfolio.columns)
     rows = join_rows(make_examples(here, range(len(here.configs))), imagined, options.measured_weight)
-    may_split = np.array([feature.name in here.op.tree_features for feature in here.op.features])
+    names = here.op.tree_features + (here.op.partition_tree_features if device.is_partition else ())
+    may_split = np.array([feature.name in names for feature in here.op.features])
     declared = np.concatenate([here.legal, imagined.inputs.legal])[:, columns]
     undeclared = np.concatenate([here.legal_undeclared, imagined.legal_undeclared])[:, columns]
     say(f"fitting the classifier over {len(columns)} configs")

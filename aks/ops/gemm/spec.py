@@ -13,7 +13,7 @@ from aks.core.config import Config, ConfigSpace, Rule
 from aks.core.features import Feature
 from aks.core.problem import Problem
 from aks.ops.op import Op
-from aks.ops.tiles import PARTITION_FEATURES, analytic_ns, tile_features, wave_features
+from aks.ops.tiles import PARTITION_FEATURES, analytic_ns, tile_features, tile_wave_features, wave_features
 
 KINDS = ("torch_mm", "cublaslt", "gemv", "stream", "tiled", "tma", "persistent")
 
@@ -209,6 +209,9 @@ RULES = (
     Rule("cublaslt by index needs 16-byte rows and pointers", "kind != CUBLASLT or alignment >= 16"),
 )
 
+_TILES = ((16, 64), (64, 64), (64, 128), (128, 128), (128, 256))
+_TILE_WAVES = tile_wave_features(_TILES)
+
 FEATURES = (
     Feature("m", "m"),
     Feature("n", "n"),
@@ -223,7 +226,8 @@ FEATURES = (
     Feature("dram_ns", "(m * n + m * k + n * k) * 2 // dram_gb_s", "time to move all bytes once"),
     Feature("math_ns", "m * n * k * 2 // (tflops_16bit * 1000)", "time of the arithmetic at full rate"),
     Feature("sm_ns", "(m * n + m * k + n * k) * 2000 // (sm_count * clock_mhz * 64)", "time of the SMs' loads from L2"),
-    *tile_features(((16, 64), (64, 64), (64, 128), (128, 128), (128, 256))),
+    *tile_features(_TILES),
+    *_TILE_WAVES,
     *PARTITION_FEATURES,
     Feature("m_in_16", "m % 16"),
     Feature("k_per_sm", "k * ceil_div(n, 64) // sm_count", "k steps each SM would do at 64 columns a tile"),
@@ -281,7 +285,7 @@ GEMM = Op(
     config_type=GemmConfig,
     space=ConfigSpace("gemm", CONFIGS, RULES),
     features=FEATURES,
-    # With all features trees were no better on held-out families, and three times as slow in Python.
+    # With all features trees for a whole GPU were no better on held-out families, and three times as slow in Python.
     tree_features=("m", "n", "k", "fp16", "w_kn", "alignment"),
     config_features=CONFIG_FEATURES,
     vendor=VENDOR,
@@ -289,4 +293,5 @@ GEMM = Op(
     bytes_moved="2 * (m * n + m * k + n * k)",
     weight_bytes="2 * n * k",
     analytic_ns=analytic_ns(_PROGRAMS, f"{_BLOCK_M} * {_BLOCK_N}", f"{_STEPS} * {_BLOCK_K}", "2"),
+    partition_tree_features=tuple(feature.name for feature in _TILE_WAVES),
 )

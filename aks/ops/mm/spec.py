@@ -15,7 +15,14 @@ from aks.core.config import Config, ConfigSpace, Rule
 from aks.core.features import Feature
 from aks.core.problem import Problem
 from aks.ops.op import Op
-from aks.ops.tiles import PARTITION_FEATURES, analytic_ns, arithmetic_ns, tile_features, wave_features
+from aks.ops.tiles import (
+    PARTITION_FEATURES,
+    analytic_ns,
+    arithmetic_ns,
+    tile_features,
+    tile_wave_features,
+    wave_features,
+)
 
 ELEMENT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 
@@ -96,6 +103,9 @@ RULES = (
 
 _IO = "(m * n + m * k + n * k)"
 
+_TILES = ((32, 32), (64, 64), (64, 128), (128, 128), (128, 256))
+_TILE_WAVES = tile_wave_features(_TILES)
+
 FEATURES = (
     Feature("m", "m"),
     Feature("n", "n"),
@@ -112,7 +122,8 @@ FEATURES = (
     Feature("intensity", f"m * n * k // {_IO}", "operations per element moved"),
     Feature("dram_ns", f"{_IO} * {_BYTES} // dram_gb_s", "time to move all bytes once"),
     Feature("math_ns", "m * n * k // (tflops_16bit * 500) * max(1, dtype)", "at full rate: TF32 has half of 16 bits'"),
-    *tile_features(((32, 32), (64, 64), (64, 128), (128, 128), (128, 256))),
+    *tile_features(_TILES),
+    *_TILE_WAVES,
     *PARTITION_FEATURES,
     Feature("m_in_16", "m % 16"),
     Feature("n_in_16", "n % 16"),
@@ -181,4 +192,5 @@ MM = Op(
     bytes_moved=f"{_BYTES} * {_IO}",
     weight_bytes=f"{_BYTES} * n * k",
     analytic_ns=analytic_ns(_PROGRAMS, _TILE, _STEPS_K, _BYTES),
+    partition_tree_features=tuple(feature.name for feature in _TILE_WAVES),
 )
