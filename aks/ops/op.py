@@ -20,12 +20,12 @@ class Op:
     ``features`` are over problem and device: what models read. ``tree_features`` names those that a
     tree may split on: each is evaluated anew at every call. A tree for a part of a GPU may split on
     ``partition_tree_features`` too: there the vendor's routines, which plan for the whole, leave waves
-    half filled in many more places. ``config_features`` are over the config
-    too: what it makes of the problem (programs, waves, steps), for models of its latency. ``flops``
-    and ``bytes_moved`` are formulas over a problem: arithmetic operations, and the bytes that must
-    cross DRAM once (inputs read, output written); ``weight_bytes`` those of the weights, which timing
-    rotates. ``analytic_ns`` is over problem, config and device: what a config takes by a roofline of whole
-    tiles and waves. ``vendor`` is the baseline config: what a user gets without us, legal for every problem.
+    half filled in many more places. ``config_features`` are over the config too: what it makes of the
+    problem (programs, waves, steps), for models of its latency. ``flops`` and ``bytes_moved`` are
+    formulas over a problem: arithmetic operations, and the bytes that must cross DRAM once (inputs read,
+    output written); ``weight_bytes`` those of the weights, which timing rotates. ``analytic_ns`` is over
+    problem, config and device: what a config takes by its facts alone, in whole tiles and waves.
+    ``vendor`` is the baseline config: what a user gets without us, legal for every problem.
     """
 
     name: str

@@ -292,6 +292,6 @@ GEMM = Op(
     flops="2 * m * n * k",
     bytes_moved="2 * (m * n + m * k + n * k)",
     weight_bytes="2 * n * k",
-    analytic_ns=analytic_ns(_PROGRAMS, f"{_BLOCK_M} * {_BLOCK_N}", f"{_STEPS} * {_BLOCK_K}", "2"),
+    analytic_ns=analytic_ns(_PROGRAMS, _BLOCK_M, _BLOCK_N, f"{_STEPS} * {_BLOCK_K}", "2"),
     partition_tree_features=tuple(feature.name for feature in _TILE_WAVES),
 )
