@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,16 @@ from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from aks.core.device import DeviceSpec
-from aks.core.formula import ceil_div, next_pow2
 from aks.ops.gemm import cublaslt, kernels, reference
-from aks.ops.gemm.spec import CUBLASLT_ALGOS, SPLIT_WORKSPACE_BYTES, GemmConfig, GemmProblem
-from aks.ops.variants import Variants, power_of_two_in
+from aks.ops.gemm.launch_spec import LAUNCH_SPEC
+from aks.ops.gemm.spec import (
+    CUBLASLT_ALGOS,
+    SPLIT_COUNTERS,
+    SPLIT_WORKSPACE_BYTES,
+    GemmConfig,
+    GemmProblem,
+)
+from aks.ops.variants import Variants
 
 _DTYPE_NAMES = {dtype: name for name, dtype in reference.DTYPES.items()}
 _KERNELS = {
@@ -29,11 +35,7 @@ _KERNELS = {
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One compiled kernel: a config and what of the problem the compiler must know.
-
-    vector_bytes divides every pointer, every row stride and the bytes of a row of K and of N: loads
-    are as wide as it allows. rows is the power of two that covers M, for kernels that hold all of x.
-    """
+    """One compiled kernel: a config, and what of the problem the compiler must know (``launch_spec``)."""
 
     config: GemmConfig
     dtype: str
@@ -43,18 +45,10 @@ class Variant:
     rows: int
 
 
-def variant_of(config: GemmConfig, problem: GemmProblem) -> Variant:
-    """The variant that runs ``config`` on ``problem``."""
-    # Descriptors need no masks along K, so their kernels have no variant for it.
-    pointer_loads = config.kind in ("gemv", "tiled")
-    return Variant(
-        config=config,
-        dtype=problem.dtype,
-        w_kn=problem.w_layout == "kn",
-        vector_bytes=min(problem.alignment, power_of_two_in(2 * problem.n), power_of_two_in(2 * problem.k)),
-        even_k=pointer_loads and problem.k % (config.block_k * config.split_k) == 0,
-        rows=0 if config.block_m else next_pow2(problem.m),
-    )
+def make_variant(config: GemmConfig, values: Sequence[int]) -> Variant:
+    """The variant of ``config`` with these values of ``LAUNCH_SPEC.variant``."""
+    dtype, w_kn, vector_bytes, even_k, rows = values
+    return Variant(config, GemmProblem.CHOICES["dtype"][dtype], bool(w_kn), vector_bytes, bool(even_k), rows)
 
 
 def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
@@ -133,8 +127,9 @@ def _divisor(name: str, variant: Variant) -> int:
             return 1
 
 
-VARIANTS = Variants(variant_of, source_of, lambda config: config.kind in _KERNELS)
-compile_variant, compile_jobs, is_ready = VARIANTS.compile, VARIANTS.jobs, VARIANTS.is_ready
+VARIANTS = Variants(LAUNCH_SPEC, make_variant, source_of)
+variant_of, compile_variant = VARIANTS.variant_of, VARIANTS.compile
+compile_jobs, is_ready = VARIANTS.jobs, VARIANTS.is_ready
 
 
 def compile_job(job: tuple[Variant, int]) -> None:
@@ -169,14 +164,12 @@ class Scratch:
 
     def __init__(self, device: torch.device) -> None:
         self.workspace = torch.empty(SPLIT_WORKSPACE_BYTES // 4, dtype=torch.float32, device=device)
-        self.counters = torch.zeros(1 << 16, dtype=torch.int32, device=device)
+        self.counters = torch.zeros(SPLIT_COUNTERS, dtype=torch.int32, device=device)
 
 
 def grid_of(config: GemmConfig, problem: GemmProblem, sm_count: int) -> int:
     """Programs to launch."""
-    rows = config.block_m or problem.m  # matrix-vector kernels hold all rows of x
-    tiles = ceil_div(problem.m, rows) * ceil_div(problem.n, config.block_n)
-    return min(tiles, sm_count * config.ctas_per_sm) if config.ctas_per_sm else tiles * config.split_k
+    return LAUNCH_SPEC.count_programs(config, problem.variables(), sm_count)
 
 
 def bind(
