@@ -6,12 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from aks.core.config import Config
 from aks.core.device import DeviceSpec
 from aks.core.problem import Problem
+from aks.ops.binaries import to_binary
+from aks.ops.binary import Binary
 from aks.ops.launch_spec import LaunchSpec
 
 
@@ -42,6 +45,14 @@ class Variants:
         """The compiled kernel; Triton's disk cache makes the second time cheap."""
         source, options = self.source_of(variant)
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+    def compile_binary(self, variant: Any, capability: int) -> Binary:
+        """The kernel for a bundle: without line numbers, which are half of its bytes and name local paths."""
+        source, options = self.source_of(variant)
+        with knobs.compilation.scope():
+            knobs.compilation.disable_line_info = True
+            kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        return to_binary(source, kernel, capability)
 
     def load(self, variant: Any, capability: int, index: int) -> Any:
         """The kernel for CUDA device ``index``, the current one: Triton loads it there at its first use."""

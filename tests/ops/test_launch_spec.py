@@ -23,13 +23,13 @@ def divisor(*values: int) -> int:
 def expected_gemm(c, p, device) -> tuple[tuple[int, ...], int]:
     vector = min(p["alignment"], divisor(2 * p["n"], 2 * p["k"]))
     masked = (c.kind == "gemv" and c.num_stages > 0) or c.kind == "tiled"
-    if c.kind in ("tma", "persistent"):
-        vector = 16 if vector == 16 else 2
+    by_descriptor = c.kind in ("tma", "persistent")
+    widths = (0, int(vector == 16)) if by_descriptor else (vector, 0)
     even = int(masked and p["k"] % (c.block_k * c.split_k) == 0)
     rows = 0 if c.block_m else formula.next_pow2(p["m"])
     tiles = -(-p["m"] // (c.block_m or p["m"])) * -(-p["n"] // c.block_n)
     programs = min(tiles, device.sm_count * c.ctas_per_sm) if c.ctas_per_sm else tiles * c.split_k
-    return (p["dtype"], p["w_layout"], vector, even, rows), programs
+    return (p["dtype"], p["w_layout"], *widths, even, rows), programs
 
 
 def expected_mm(c, p, device) -> tuple[tuple[int, ...], int]:

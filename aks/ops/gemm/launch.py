@@ -35,7 +35,10 @@ _KERNELS = {
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One compiled kernel: a config, and what of the problem the compiler must know (``launch_spec``)."""
+    """One compiled kernel: a config, and what of the problem the compiler must know (``launch_spec``).
+
+    vector_bytes divides every pointer, every row stride and the bytes of a row of K and of N.
+    """
 
     config: GemmConfig
     dtype: str
@@ -47,8 +50,9 @@ class Variant:
 
 def make_variant(config: GemmConfig, values: Sequence[int]) -> Variant:
     """The variant of ``config`` with these values of ``LAUNCH_SPEC.variant``."""
-    dtype, w_kn, vector_bytes, even_k, rows = values
-    return Variant(config, GemmProblem.CHOICES["dtype"][dtype], bool(w_kn), vector_bytes, bool(even_k), rows)
+    dtype, w_kn, vector_bytes, wide_rows, even_k, rows = values
+    divisor = vector_bytes or (16 if wide_rows else 2)
+    return Variant(config, GemmProblem.CHOICES["dtype"][dtype], bool(w_kn), divisor, bool(even_k), rows)
 
 
 def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:

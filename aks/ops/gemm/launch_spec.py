@@ -16,13 +16,11 @@ LAUNCH_SPEC = LaunchSpec(
         Part("dtype", "dtype", (0, 1)),
         Part("w_kn", "w_layout", (0, 1)),
         # Divides every pointer, every row stride and the bytes of a row of K and of N: loads are as wide as it
-        # allows. Descriptors load without it; there it is for stores, and for the weights that pdl=2 loads.
-        # Their rows and pointers are aligned, so only an odd n or k leaves less than 16: one variant for all such.
-        Part(
-            "vector_bytes",
-            f"max((kind < TMA) * {_ALIGNMENT}, (kind >= TMA) * max(2, ({_ALIGNMENT} == 16) * 16))",
-            (2, 4, 8, 16),
-        ),
+        # allows. 0 for kernels that load through descriptors.
+        Part("vector_bytes", f"(kind < TMA) * {_ALIGNMENT}", (0, 2, 4, 8, 16)),
+        # Descriptors have 16-byte rows and pointers; where n and k are multiples of that too, stores (and the
+        # weights that pdl=2 loads) are as wide. One variant for all the others: their edge is odd anyway.
+        Part("wide_rows", f"kind >= TMA and {_ALIGNMENT} == 16", (0, 1)),
         # Descriptors need no masks along K, nor do matrix-vector kernels that look nothing ahead.
         Part(
             "even_k",

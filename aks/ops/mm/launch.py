@@ -38,8 +38,9 @@ class Variant:
 
 def make_variant(config: MmConfig, values: Sequence[int]) -> Variant:
     """The variant of ``config`` with these values of ``LAUNCH_SPEC.variant``."""
-    dtype, x_km, w_kn, *divisors, even_k = values
-    return Variant(config, MmProblem.CHOICES["dtype"][dtype], bool(x_km), bool(w_kn), *divisors, bool(even_k))
+    dtype, x_km, w_kn, alignment, m_bytes, n_bytes, k_bytes, even_k = values
+    name = MmProblem.CHOICES["dtype"][dtype]
+    return Variant(config, name, bool(x_km), bool(w_kn), alignment, m_bytes, n_bytes, k_bytes, bool(even_k))
 
 
 def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
