@@ -27,13 +27,16 @@ def fake_compiler(op: Op = OPS["gemm"]) -> Callable[[Sequence[tuple[Config, tupl
 
 def _fake(op: Op, config: Config, values: tuple[int, ...]) -> Binary:
     row = config.to_row()
+    parameters = tuple(_parameters(op))
+    sizes = ",".join(str(parameter.num_bytes) for parameter in parameters)
     return Binary(
-        cubin=f"\x7fELF {config.key()} {values}".encode().ljust(200, b"."),
+        # What tests/native/standin.c reads: a name, and the bytes of each parameter.
+        cubin=f"\x7fELF {config.key()} {values} | params={sizes}".encode().ljust(256, b"\0"),
         function=f"{row['kind']}_kernel",
         num_warps=row["num_warps"],
         shared_bytes=1024 * row["num_stages"],
         early_start=bool(row.get("pdl", 0)),
-        parameters=tuple(_parameters(op)),
+        parameters=parameters,
         boxes={
             name: Box(16, 64, 9, 2, 3) for name, kind in op.launch_spec.arguments.items() if isinstance(kind, Matrix)
         },
