@@ -35,7 +35,8 @@ class Variants:
         self.make_variant = make_variant
         self.source_of = source_of
         self._spec = spec
-        self._loaded: dict[tuple[Any, int], Any] = {}
+        self.loaded: dict[tuple[Any, int], Any] = {}
+        """Kernels by variant and CUDA device, as far as they were needed."""
 
     def variant_of(self, config: Config, problem: Problem) -> Any:
         """The variant that runs ``config`` on ``problem``."""
@@ -56,9 +57,9 @@ class Variants:
 
     def load(self, variant: Any, capability: int, index: int) -> Any:
         """The kernel for CUDA device ``index``, the current one: Triton loads it there at its first use."""
-        kernel = self._loaded.get((variant, index))
+        kernel = self.loaded.get((variant, index))
         if kernel is None:
-            kernel = self._loaded[variant, index] = self.compile(variant, capability)
+            kernel = self.loaded[variant, index] = self.compile(variant, capability)
         return kernel
 
     def jobs(
@@ -76,4 +77,4 @@ class Variants:
         """Whether launching ``config`` on CUDA device ``index`` neither compiles nor loads a kernel."""
         if not self._spec.config_has_kernel(config):
             return True
-        return (self.variant_of(config, problem), index) in self._loaded
+        return (self.variant_of(config, problem), index) in self.loaded

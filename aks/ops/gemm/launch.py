@@ -6,24 +6,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from triton import knobs
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from aks.core.device import DeviceSpec
-from aks.ops.gemm import cublaslt, kernels, reference
+from aks.ops.gemm import kernels
 from aks.ops.gemm.launch_spec import LAUNCH_SPEC
-from aks.ops.gemm.spec import (
-    CUBLASLT_ALGOS,
-    SPLIT_COUNTERS,
-    SPLIT_WORKSPACE_BYTES,
-    GemmConfig,
-    GemmProblem,
-)
+from aks.ops.gemm.routines import Scratch, bind_routine
+from aks.ops.gemm.spec import GemmConfig, GemmProblem
 from aks.ops.variants import Variants
 
-_DTYPE_NAMES = {dtype: name for name, dtype in reference.DTYPES.items()}
 _KERNELS = {
     "gemv": kernels.gemv_kernel,
     "stream": kernels.stream_kernel,
@@ -141,36 +134,6 @@ def compile_job(job: tuple[Variant, int]) -> None:
     compile_variant(*job)
 
 
-def problem_of(x, w, out, static_weights: bool) -> GemmProblem | None:
-    """The problem that tensors pose; None if these kernels do not take them.
-
-    x [M, K], w [N, K] (as it is, or a transposed view of [K, N] rows) and out [M, N], on one device.
-    """
-    dtype = _DTYPE_NAMES.get(x.dtype)
-    if dtype is None or not (x.dtype == w.dtype == out.dtype and x.dim() == w.dim() == out.dim() == 2):
-        return None
-    (m, k), n = x.shape, w.shape[0]
-    if not m * n * k or w.shape[1] != k or out.shape != (m, n):
-        return None
-    if w.stride(1) == 1 and w.stride(0) >= k:
-        w_layout, stored = "nk", w
-    elif w.stride(0) == 1 and w.stride(1) >= n:
-        w_layout, stored = "kn", w.T
-    else:
-        return None
-    if x.stride(1) != 1 or x.stride(0) < k or out.stride(1) != 1 or out.stride(0) < n:
-        return None
-    return GemmProblem(m, n, k, dtype, w_layout, reference.alignment_of(x, stored, out), static_weights)
-
-
-class Scratch:
-    """Workspace and counters of one stream: split-K launches on it follow one another, so they share."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.workspace = torch.empty(SPLIT_WORKSPACE_BYTES // 4, dtype=torch.float32, device=device)
-        self.counters = torch.zeros(SPLIT_COUNTERS, dtype=torch.int32, device=device)
-
-
 def grid_of(config: GemmConfig, problem: GemmProblem, sm_count: int) -> int:
     """Programs to launch."""
     return LAUNCH_SPEC.count_programs(config, problem.variables(), sm_count)
@@ -188,11 +151,8 @@ def bind(
     UnsupportedAlgoError
         If cuBLASLt offers fewer algorithms than the config's index asks for.
     """
-    if config.kind == "torch_mm":
-        vendor = reference.vendor(problem, x, w, out)
-        return lambda stream: vendor()
-    if config.kind == "cublaslt":
-        return _bind_cublaslt(config, problem, x, w, out, scratch)
+    if not LAUNCH_SPEC.config_has_kernel(config):
+        return bind_routine(config, problem, x, w, out, scratch)
     variant = variant_of(config, problem)
     if knobs.runtime.interpret:
         arguments = arguments_of(config, variant, problem, x, w, out, scratch)
@@ -205,21 +165,6 @@ def bind(
 
     def launch(stream: int) -> None:
         run(grid, 1, 1, stream, function, metadata, None, None, None, *arguments)
-
-    return launch
-
-
-def _bind_cublaslt(config: GemmConfig, problem: GemmProblem, x, w, out, scratch: Scratch) -> Callable[[int], object]:
-    library = cublaslt.for_device(x.get_device())
-    plan = library.plan(
-        config.algo, m=problem.m, n=problem.n, k=problem.k, dtype=problem.dtype, w_layout=problem.w_layout,
-        ldx=x.stride(0), ldw=w.stride(0), ldo=out.stride(0), count=CUBLASLT_ALGOS,
-    )  # fmt: skip
-    workspace = scratch.workspace.data_ptr()
-    pointers = x.data_ptr(), w.data_ptr(), out.data_ptr()
-
-    def launch(stream: int) -> None:
-        plan.launch(*pointers, workspace, cublaslt.WORKSPACE_BYTES, stream)
 
     return launch
 

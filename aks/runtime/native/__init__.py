@@ -48,6 +48,10 @@ class Kernels(Protocol):
         """
         ...
 
+    def time(self, repeats: int, driver_alone: bool, *call_and_stream: int) -> list[int]:
+        """Host nanoseconds of each of so many launches, without Python: whole, or of the driver's call alone."""
+        ...
+
     def counts(self) -> dict[str, int]:
         """What happened since loading.
 

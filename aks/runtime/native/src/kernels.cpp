@@ -1,7 +1,7 @@
 #include "kernels.hpp"
 
 #include <algorithm>
-#include <optional>
+#include <chrono>
 
 #include "error.hpp"
 
@@ -150,6 +150,36 @@ const Kernel *Kernels::find(const Config &config, const int64_t *variables) cons
 }
 
 bool Kernels::launch(std::span<const int64_t> call, cuda::Stream stream, int &chosen) {
+    Prepared prepared;
+    if (!prepare(call, stream, chosen, prepared)) return false;
+    enqueue(prepared);
+    launches_.fetch_add(1, std::memory_order_relaxed);
+    if (prepared.rank) illegal_.fetch_add(1, std::memory_order_relaxed);
+    return true;
+}
+
+std::vector<int64_t> Kernels::time(std::span<const int64_t> call, cuda::Stream stream, size_t repeats,
+                                   bool driver_alone) {
+    using Clock = std::chrono::steady_clock;
+    constexpr size_t kQueue = 64;  // the driver's has room for a thousand
+    Prepared prepared;
+    int chosen = 0;
+    if (!prepare(call, stream, chosen, prepared)) {
+        throw Error(AKS_ERROR_ARGUMENT, "config " + std::to_string(chosen) + " is for the caller; time one with a kernel");
+    }
+    std::vector<int64_t> times;
+    times.reserve(repeats);
+    for (size_t at = 0; at < repeats; ++at) {
+        if (at % kQueue == 0) driver_.check(driver_.cuStreamSynchronize(stream), "cuStreamSynchronize");
+        const Clock::time_point start = Clock::now();
+        if (driver_alone) enqueue(prepared);
+        else launch(call, stream, chosen);
+        times.push_back(std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count());
+    }
+    return times;
+}
+
+bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &chosen, Prepared &prepared) {
     check_count(call.size(), table_.call_values, "a call");
     int64_t variables[kMaxVariables] = {};
     const size_t parameters = table_.parameters.size(), operands = table_.operands.size();
@@ -162,8 +192,7 @@ bool Kernels::launch(std::span<const int64_t> call, cuda::Stream stream, int &ch
         const int derived = table_.parameters[at].derived;
         if (derived >= 0) variables[at] = table_.formulas[static_cast<size_t>(derived)](variables);
     }
-    size_t rank;
-    chosen = choose(variables, rank);
+    chosen = choose(variables, prepared.rank);
     const Config &config = table_.configs[static_cast<size_t>(chosen)];
     if (!config.has_kernel) return false;
     const Kernel *kernel = find(config, variables);
@@ -172,22 +201,19 @@ bool Kernels::launch(std::span<const int64_t> call, cuda::Stream stream, int &ch
         chosen = kVendor;
         return false;
     }
-    std::optional<cuda::Current> current;
     cuda::Context now = nullptr;
     driver_.check(driver_.cuCtxGetCurrent(&now), "cuCtxGetCurrent");
     if (now != context_) {
         // Another context of this device is the caller's choice (a green context's stream needs its own).
         cuda::Device device = -1;
-        if (!now || driver_.cuCtxGetDevice(&device) != 0 || device != device_) current.emplace(driver_, context_);
+        if (!now || driver_.cuCtxGetDevice(&device) != 0 || device != device_) prepared.current.emplace(driver_, context_);
     }
     if (config.needs_scratch && !add_scratch(stream, variables + parameters + operands)) {
         without_scratch_.fetch_add(1, std::memory_order_relaxed);
         chosen = kVendor;
         return false;
     }
-    enqueue(*kernel, config, variables, stream);
-    launches_.fetch_add(1, std::memory_order_relaxed);
-    if (rank) illegal_.fetch_add(1, std::memory_order_relaxed);
+    fill(*kernel, config, variables, stream, prepared);
     return true;
 }
 
@@ -255,34 +281,35 @@ cuda::TensorMap Kernels::encode(const Argument &argument, const Box &box, const 
     return map;
 }
 
-void Kernels::enqueue(const Kernel &kernel, const Config &config, const int64_t *variables, cuda::Stream stream) const {
+void Kernels::fill(const Kernel &kernel, const Config &config, const int64_t *variables, cuda::Stream stream,
+                   Prepared &prepared) const {
     const FunctionRow &row = table_.functions[static_cast<size_t>(kernel.function)];
     const std::vector<Argument> &signature = table_.signatures[static_cast<size_t>(row.signature)];
-    cuda::TensorMap maps[kMaxMaps];
-    int64_t values[kMaxArguments];
-    void *arguments[kMaxArguments];
     size_t map = 0;
     for (size_t at = 0; at < signature.size(); ++at) {
         const Argument &argument = signature[at];
         if (argument.is_map) {
-            maps[map] = encode(argument, row.boxes[map], variables);
-            arguments[at] = &maps[map++];
+            prepared.maps[map] = encode(argument, row.boxes[map], variables);
+            prepared.arguments[at] = &prepared.maps[map++];
         } else {
             // The driver reads the low 4 bytes of an argument that has 4: little-endian, as all CUDA hosts are.
-            values[at] = table_.formulas[static_cast<size_t>(argument.formula)](variables);
-            arguments[at] = &values[at];
+            prepared.values[at] = table_.formulas[static_cast<size_t>(argument.formula)](variables);
+            prepared.arguments[at] = &prepared.values[at];
         }
     }
     const int64_t programs = table_.formulas[static_cast<size_t>(config.programs)](variables);
     if (programs < 1 || programs > INT32_MAX) {
         throw Error(AKS_ERROR_ARGUMENT, "a launch of " + std::to_string(programs) + " programs; a grid has 1 to 2147483647");
     }
-    cuda::LaunchAttribute early_start{};
-    early_start.id = cuda::kEarlyStart;
-    early_start.value.number = 1;
-    const cuda::LaunchConfig launch{static_cast<unsigned>(programs), 1, 1, 32 * row.num_warps, 1, 1, row.shared_bytes,
-                                    stream, &early_start, row.early_start ? 1u : 0u};
-    driver_.check(driver_.cuLaunchKernelEx(&launch, functions_[static_cast<size_t>(kernel.function)], arguments, nullptr),
+    prepared.early_start.id = cuda::kEarlyStart;
+    prepared.early_start.value.number = 1;
+    prepared.config = {static_cast<unsigned>(programs), 1, 1, 32 * row.num_warps, 1, 1, row.shared_bytes, stream,
+                       &prepared.early_start, row.early_start ? 1u : 0u};
+    prepared.function = functions_[static_cast<size_t>(kernel.function)];
+}
+
+void Kernels::enqueue(Prepared &prepared) const {
+    driver_.check(driver_.cuLaunchKernelEx(&prepared.config, prepared.function, prepared.arguments, nullptr),
                   "cuLaunchKernelEx");
 }
 

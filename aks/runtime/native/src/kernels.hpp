@@ -4,6 +4,7 @@
 #include <atomic>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -37,6 +38,9 @@ class Kernels {
     int select(std::span<const int64_t> problem) const;
     // Enqueues the chosen config's kernel; false if it has none, or none may run now: then config is for the caller.
     bool launch(std::span<const int64_t> call, cuda::Stream stream, int &config);
+    // Host nanoseconds of each of so many launches of one call: whole, or of the driver's call alone. Throws Error if
+    // the call is for the caller. The stream is emptied now and then, so that no launch waits for room in its queue.
+    std::vector<int64_t> time(std::span<const int64_t> call, cuda::Stream stream, size_t repeats, bool driver_alone);
 
     const Table &table() const { return table_; }
     Counts counts() const;
@@ -47,11 +51,29 @@ class Kernels {
         std::vector<cuda::Pointer> buffers;
     };
 
+    // A launch with everything that the driver reads. Its arguments point into it: it is neither copied nor moved.
+    struct Prepared {
+        Prepared() = default;
+        Prepared(const Prepared &) = delete;
+        Prepared &operator=(const Prepared &) = delete;
+        size_t rank = 0;
+        cuda::Function function = nullptr;
+        cuda::LaunchConfig config{};
+        cuda::LaunchAttribute early_start{};
+        cuda::TensorMap maps[kMaxMaps];
+        int64_t values[kMaxArguments];
+        void *arguments[kMaxArguments];
+        std::optional<cuda::Current> current;
+    };
+
+    bool prepare(std::span<const int64_t> call, cuda::Stream stream, int &config, Prepared &prepared);
     int choose(const int64_t *variables, size_t &rank) const noexcept;
     const Kernel *find(const Config &config, const int64_t *variables) const noexcept;
     bool add_scratch(cuda::Stream stream, int64_t *buffers);
     std::vector<cuda::Pointer> allocate();
-    void enqueue(const Kernel &kernel, const Config &config, const int64_t *variables, cuda::Stream stream) const;
+    void fill(const Kernel &kernel, const Config &config, const int64_t *variables, cuda::Stream stream,
+              Prepared &prepared) const;
+    void enqueue(Prepared &prepared) const;
     cuda::TensorMap encode(const Argument &argument, const Box &box, const int64_t *variables) const;
     void load_functions();
     void release() noexcept;

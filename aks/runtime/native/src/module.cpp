@@ -1,6 +1,7 @@
 // The Python module: integers in, an integer out. Everything else is in kernels.cpp.
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include "error.hpp"
 #include "kernels.hpp"
@@ -68,6 +69,13 @@ NB_MODULE(_native, module) {
                  // The driver may block for room in the stream's queue: other threads go on meanwhile.
                  nb::gil_scoped_release release;
                  return self.launch({call.values, call.count}, stream, config) ? config : -1 - config;
+             })
+        .def("time",
+             [](aks::Kernels &self, size_t repeats, bool driver_alone, nb::args arguments) {
+                 const Values call(arguments, 1);
+                 const auto stream = reinterpret_cast<aks::cuda::Stream>(call.values[call.count]);
+                 const nb::gil_scoped_release release;
+                 return self.time({call.values, call.count}, stream, repeats, driver_alone);
              })
         .def("counts",
              [](const aks::Kernels &self) {
