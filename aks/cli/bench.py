@@ -31,7 +31,8 @@ def dispatch(
     print(f"{'shape':>16}  {'way':<40}{'median us':>10}{'p99 us':>10}")
     for row in bench_dispatch(bundle, calls=calls):
         p99 = "" if row["p99_us"] is None else f"{row['p99_us']:.2f}"
-        print(f"{row['shape']:>16}  {row['way']:<40}{row['median_us']:>10.2f}{p99:>10}")
+        memory = f"   {row['device_mib']:.0f} MiB of the GPU's memory" if "device_mib" in row else ""
+        print(f"{row['shape']:>16}  {row['way']:<40}{row['median_us']:>10.2f}{p99:>10}{memory}")
     steady = check_steady(bundle, problems=problems)
     print(
         f"{steady['problems']} random problems, {steady['left_to_libraries']} of them left to the vendor's libraries:"

@@ -51,11 +51,15 @@ def load(folder: Path, device: DeviceSpec | None = None) -> dispatcher.GemmDispa
 def bench_dispatch(folder: Path, *, calls: int = 5000) -> Iterator[dict[str, Any]]:
     """A row for each shape and way to call: ``shape``, ``way``, ``median_us``, ``p99_us`` of the host's time.
 
-    And first a row ``load``: seconds from an artifact folder to kernels that are ready.
+    And first a row for loading: the time from an artifact folder to kernels that are ready, and ``device_mib``,
+    the GPU's memory that it took. The first launch of a shape is a row too: it should cost what the others do.
     """
-    start = perf_counter()
+    torch.cuda.init()
+    torch.cuda.synchronize()
+    free, start = torch.cuda.mem_get_info()[0], perf_counter()
     served = load(folder)
-    yield {"shape": "", "way": "load", "median_us": 1e6 * (perf_counter() - start), "p99_us": None}
+    taken = (free - torch.cuda.mem_get_info()[0]) / 2**20
+    yield {"shape": "", "way": "load", "median_us": 1e6 * (perf_counter() - start), "p99_us": None, "device_mib": taken}
     alone = dispatcher.GemmDispatcher(served.predictor, served.device, served.index)
     for m, n, k in SHAPES:
         x, w = (torch.randn(rows, k, device="cuda").bfloat16() for rows in (m, n))
@@ -76,8 +80,11 @@ def _ways(
     call, stream = call_of(x, w, out, True), torch.cuda.current_stream().cuda_stream
     assert call is not None and served.kernels is not None
     kernels = served.kernels
+    torch.cuda.synchronize()
+    start = perf_counter_ns()
     chosen = kernels.launch(*call, stream)
     if chosen >= 0:
+        yield "first launch, from Python", [perf_counter_ns() - start]
         yield "bare driver call, from C++", kernels.time(calls, True, *call, stream)
         yield "native select and launch, from C++", kernels.time(calls, False, *call, stream)
         yield "native select and launch, from Python", _times(lambda: kernels.launch(*call, stream), calls)

@@ -28,6 +28,7 @@ from aks.runtime.predictor import Predictor
 from tests.export.test_agreement import crossings
 from tests.kernels import export_fake
 from tests.native.conftest import Standin, needs_module
+from tests.runtime.test_predictor import problem_rows
 from tests.selectors import random_problems, random_selector
 
 pytestmark = needs_module
@@ -153,6 +154,28 @@ def test_launches_what_the_op_says(seed: int | None, tmp_path: Path, standin):
         assert got == line
     assert launched > 150
     assert kernels.counts()["launches"] == launched and kernels.counts()["without_kernel"] == 0
+
+
+@every_op
+@pytest.mark.parametrize("seed", [0, 2])
+def test_launches_of_every_op(op: Op, seed: int, tmp_path: Path, standin):
+    folder = export_fake(tmp_path, random_selector(seed, op=op, levels=6, portfolio=20))
+    predictor, kernels, spec = Predictor.load(op, path=folder), standin.load(folder), op.launch_spec
+    launched = 0
+    for row in itertools.chain.from_iterable(problem_rows(op, index) for index in range(20)):
+        problem = op.problem_type.from_row(row | {"alignment": 16})
+        known = problem.variables()
+        passed = [value for name, value in known.items() if name not in spec.derived]
+        # Aligned to 16 bytes, which is what every op derives from them.
+        operands = [1 << 40 if name.endswith("_ptr") else 1 << 20 for name in spec.operands]
+        answer, wanted = kernels.launch(*passed, *operands, 0x10), predictor.select(**problem.to_row())
+        config = predictor.configs[wanted]
+        assert answer == (wanted if spec.config_has_kernel(config) else -1 - wanted)
+        if answer >= 0:
+            launched += 1
+            assert standin.last().startswith(f"grid={spec.count_programs(config, known, 132)} block=")
+            assert f"| {config.key()} {spec.variant_values(config, known)} " in standin.last()
+    assert launched > 10
 
 
 def one_leaf(config: dict[str, Any]) -> dict[str, Any]:
