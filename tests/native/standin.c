@@ -11,7 +11,7 @@
 typedef struct { unsigned grid[3], block[3], shared; void *stream; struct { int id; char pad[4]; char value[64]; } *attributes; unsigned count; } Config;
 
 static int version = 13000, capability = 90, sm_count = 132, capturing, device = 0;
-static int modules, allocations, failing_after = -1;
+static int modules, allocations, encodings, failing_after = -1;
 static char failing[64];
 static void *current;
 static _Thread_local char last[8192];
@@ -26,6 +26,7 @@ void standin_set(int new_version, int new_capability, int new_sm_count) {
 }
 void standin_capture(int on) { capturing = on; }
 void standin_fail(const char *call, int after) { snprintf(failing, sizeof failing, "%s", call); failing_after = after; }
+int standin_encodings(void) { return encodings; }
 int standin_modules(void) { return modules; }
 int standin_allocations(void) { return allocations; }
 const char *standin_last(void) { return last; }
@@ -83,6 +84,7 @@ int cuTensorMapEncodeTiled(uint64_t *map, int type, uint32_t rank, void *address
                            const uint32_t *box, const uint32_t *steps, int interleave, int swizzle, int promotion, int fill) {
     if (rank != 2 || interleave || promotion != 2 || fill || steps[0] != 1 || steps[1] != 1) return 1;
     const uint64_t words[] = {(uint64_t)(uintptr_t)address, ~0ull, shape[0], shape[1], strides[0], box[0], box[1], (uint64_t)type, (uint64_t)swizzle};
+    ++encodings;
     memset(map, 0, 128);
     memcpy(map, words, sizeof words);
     return answer("cuTensorMapEncodeTiled");

@@ -191,6 +191,7 @@ def one_leaf(config: dict[str, Any]) -> dict[str, Any]:
 
 
 SPLIT = {"kind": "tiled", "block_m": 64, "block_n": 64, "block_k": 64, "split_k": 2, "num_warps": 4, "num_stages": 4}
+TMA = SPLIT | {"kind": "tma", "split_k": 1, "block_k": 128}
 CALL = [64, 512, 1024, 0, 0, 0, 1 << 40, 1 << 41, 1 << 42, 1024, 1024, 512]
 
 
@@ -217,6 +218,24 @@ def test_scratch_belongs_to_a_stream_and_captures_take_the_reserve(tmp_path: Pat
     assert kernels.launch(*CALL, 0x40) == 1
     standin.library.standin_capture(1)
     assert kernels.launch(*CALL, 0x50) == 1  # there is a reserve again
+
+
+def test_descriptors_are_made_once_for_the_same_operands(tmp_path: Path, standin):
+    kernels = standin.load(export_fake(tmp_path, one_leaf(TMA)))
+    made = standin.library.standin_encodings
+    lines, before = set(), made()
+    for _ in range(3):
+        assert kernels.launch(*CALL, 0) == 1
+        lines.add(standin.last())
+    assert len(lines) == 1 and made() - before <= 2
+    other = [*CALL[:7], CALL[7] + 4096, *CALL[8:]]
+    assert kernels.launch(*other, 0) == 1
+    assert f"map,{other[7]:x}," in standin.last() and made() - before <= 3
+    standin.fail("cuTensorMapEncodeTiled")
+    far = [*CALL[:7], CALL[7] + 8192, *CALL[8:]]
+    with pytest.raises(DriverError, match="cuTensorMapEncodeTiled failed"):
+        kernels.launch(*far, 0)
+    assert kernels.launch(*far, 0) == 1 and f"map,{far[7]:x}," in standin.last()
 
 
 def test_streams_that_get_scratch_are_bounded(tmp_path: Path, standin):

@@ -78,45 +78,46 @@ class Formula {
             const auto operation = static_cast<Operation>(*at);
             if (operation == Operation::constant) {
                 *++top = *++at;
-                continue;
-            }
-            if (operation == Operation::variable) {
+            } else if (operation == Operation::variable) {
                 *++top = variables[*++at];
-                continue;
-            }
-            if (operation == Operation::not_) {
+            } else if (operation < Operation::not_) {
+                const int64_t right = *top--;
+                *top = binary(operation, *top, right);
+            } else if (operation == Operation::not_) {
                 *top = *top == 0;
-                continue;
-            }
-            if (operation == Operation::next_pow2) {
+            } else {
                 const uint64_t value = static_cast<uint64_t>(*top);
                 *top = value >> 62 ? 0 : wrap(std::bit_ceil(value));
-                continue;
-            }
-            const int64_t b = *top--, a = *top;
-            const uint64_t x = static_cast<uint64_t>(a), y = static_cast<uint64_t>(b);
-            switch (operation) {
-                case Operation::add: *top = wrap(x + y); break;
-                case Operation::multiply: *top = wrap(x * y); break;
-                case Operation::divide: *top = y ? wrap(x / y) : 0; break;
-                case Operation::modulo: *top = y ? wrap(x % y) : 0; break;
-                case Operation::le: *top = a <= b; break;
-                case Operation::lt: *top = a < b; break;
-                case Operation::ge: *top = a >= b; break;
-                case Operation::gt: *top = a > b; break;
-                case Operation::eq: *top = a == b; break;
-                case Operation::ne: *top = a != b; break;
-                case Operation::and_: *top = a != 0 && b != 0; break;
-                case Operation::or_: *top = a != 0 || b != 0; break;
-                case Operation::ceil_div: *top = y ? wrap((x + y - 1) / y) : 0; break;
-                case Operation::gcd: *top = gcd(a, b); break;
-                case Operation::min: *top = std::min(a, b); break;
-                case Operation::max: *top = std::max(a, b); break;
-                default: break;
             }
         }
         return *top;
     }
+
+    static int64_t binary(Operation operation, int64_t a, int64_t b) noexcept {
+        const uint64_t x = static_cast<uint64_t>(a), y = static_cast<uint64_t>(b);
+        switch (operation) {
+            case Operation::add: return wrap(x + y);
+            case Operation::multiply: return wrap(x * y);
+            case Operation::divide: return y ? divide(x, y) : 0;
+            case Operation::modulo: return y ? wrap(std::has_single_bit(y) ? x & (y - 1) : x % y) : 0;
+            case Operation::le: return a <= b;
+            case Operation::lt: return a < b;
+            case Operation::ge: return a >= b;
+            case Operation::gt: return a > b;
+            case Operation::eq: return a == b;
+            case Operation::ne: return a != b;
+            case Operation::and_: return a != 0 && b != 0;
+            case Operation::or_: return a != 0 || b != 0;
+            case Operation::ceil_div: return y ? divide(x + y - 1, y) : 0;
+            case Operation::gcd: return gcd(a, b);
+            case Operation::min: return std::min(a, b);
+            case Operation::max: return std::max(a, b);
+            default: return 0;
+        }
+    }
+
+    // Most divisors are powers of two, and dividing takes as long as ten shifts.
+    static int64_t divide(uint64_t x, uint64_t y) { return wrap(std::has_single_bit(y) ? x >> std::countr_zero(y) : x / y); }
 
     std::vector<int64_t> code_;
     int64_t variable_ = -1;  // of a formula that is one variable and nothing else

@@ -181,13 +181,14 @@ std::vector<int64_t> Kernels::time(std::span<const int64_t> call, cuda::Stream s
 
 bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &chosen, Prepared &prepared) {
     check_count(call.size(), table_.call_values, "a call");
-    int64_t variables[kMaxVariables] = {};
+    int64_t variables[kMaxVariables];
     const size_t parameters = table_.parameters.size(), operands = table_.operands.size();
     size_t next = 0;
     for (size_t at = 0; at < parameters; ++at) {
         if (table_.parameters[at].derived < 0) variables[at] = call[next++];
     }
     std::copy(call.begin() + static_cast<std::ptrdiff_t>(next), call.end(), variables + parameters);
+    std::fill_n(variables + parameters + operands, table_.scratch.size(), 0);
     for (size_t at = 0; at < parameters; ++at) {
         const int derived = table_.parameters[at].derived;
         if (derived >= 0) variables[at] = table_.formulas[static_cast<size_t>(derived)](variables);
@@ -262,23 +263,53 @@ std::vector<cuda::Pointer> Kernels::allocate() {
     return buffers;
 }
 
-cuda::TensorMap Kernels::encode(const Argument &argument, const Box &box, const int64_t *variables) const {
+// Maps of this thread's last launches. A map follows from its key alone, so one that was made is right for good;
+// weights, and the buffers of activations too, come again at every step. Of a launch, each map has rows of its own.
+struct MapCache {
+    static constexpr size_t kRows = 64;
+    struct Key {
+        uint64_t address, rows, columns, row_bytes, box;
+        bool operator==(const Key &) const = default;
+    };
+    struct Row {
+        Key key{};
+        cuda::TensorMap map;
+    };
+    Row rows[kMaxMaps][kRows];
+
+    Row &row(size_t place, const Key &key) {
+        uint64_t hash = key.address >> 4;
+        for (const uint64_t word : {key.rows, key.columns, key.row_bytes, key.box}) hash = hash * 0x9e3779b97f4a7c15 + word;
+        return rows[place][(hash * 0x9e3779b97f4a7c15) >> 58];
+    }
+};
+static_assert(MapCache::kRows == 1 << (64 - 58));
+thread_local MapCache map_cache;
+
+cuda::TensorMap *Kernels::encode(const Argument &argument, const Box &box, size_t place, const int64_t *variables) const {
     const auto value = [&](int formula) {
         return static_cast<uint64_t>(table_.formulas[static_cast<size_t>(formula)](variables));
     };
-    const uint64_t shape[2] = {value(argument.columns), value(argument.rows)};
-    const uint64_t row_bytes = value(argument.row_stride) * box.element_bytes;
-    const uint64_t strides[1] = {row_bytes};
+    // Bit 63 keeps the key from being that of an empty row; the driver's version decides how a map is fixed.
+    const uint64_t box_key = uint64_t{1} << 63 | uint64_t{fix_maps_} << 62 | uint64_t{box.rows} << 40 |
+                             uint64_t{box.columns} << 20 | uint64_t{box.element_bytes} << 12 |
+                             static_cast<uint64_t>(box.element_type) << 6 | static_cast<uint64_t>(box.swizzle);
+    const MapCache::Key key{value(argument.formula), value(argument.rows), value(argument.columns),
+                            value(argument.row_stride) * box.element_bytes, box_key};
+    MapCache::Row &row = map_cache.row(place, key);
+    if (row.key == key) return &row.map;
+    row.key = {};
+    const uint64_t shape[2] = {key.columns, key.rows}, strides[1] = {key.row_bytes};
     const uint32_t sides[2] = {box.columns, box.rows}, element_strides[2] = {1, 1};
-    cuda::TensorMap map;
-    driver_.check(driver_.cuTensorMapEncodeTiled(&map, box.element_type, 2, reinterpret_cast<void *>(value(argument.formula)),
+    driver_.check(driver_.cuTensorMapEncodeTiled(&row.map, box.element_type, 2, reinterpret_cast<void *>(key.address),
                                                  shape, strides, sides, element_strides, 0, box.swizzle,
                                                  cuda::kL2Promotion128, 0),
                   "cuTensorMapEncodeTiled");
-    if (fix_maps_ && (shape[0] - 1) * box.element_bytes + (shape[1] - 1) * row_bytes + 1 < 128 * 1024) {
-        map.opaque[1] &= ~(uint64_t{1} << 21);
+    if (fix_maps_ && (key.columns - 1) * box.element_bytes + (key.rows - 1) * key.row_bytes + 1 < 128 * 1024) {
+        row.map.opaque[1] &= ~(uint64_t{1} << 21);
     }
-    return map;
+    row.key = key;
+    return &row.map;
 }
 
 void Kernels::fill(const Kernel &kernel, const Config &config, const int64_t *variables, cuda::Stream stream,
@@ -289,8 +320,8 @@ void Kernels::fill(const Kernel &kernel, const Config &config, const int64_t *va
     for (size_t at = 0; at < signature.size(); ++at) {
         const Argument &argument = signature[at];
         if (argument.is_map) {
-            prepared.maps[map] = encode(argument, row.boxes[map], variables);
-            prepared.arguments[at] = &prepared.maps[map++];
+            prepared.arguments[at] = encode(argument, row.boxes[map], map, variables);
+            ++map;
         } else {
             // The driver reads the low 4 bytes of an argument that has 4: little-endian, as all CUDA hosts are.
             prepared.values[at] = table_.formulas[static_cast<size_t>(argument.formula)](variables);

@@ -51,7 +51,8 @@ class Kernels {
         std::vector<cuda::Pointer> buffers;
     };
 
-    // A launch with everything that the driver reads. Its arguments point into it: it is neither copied nor moved.
+    // A launch with everything that the driver reads, but for the maps, which the thread keeps. Its arguments point
+    // into it: it is neither copied nor moved.
     struct Prepared {
         Prepared() = default;
         Prepared(const Prepared &) = delete;
@@ -60,7 +61,6 @@ class Kernels {
         cuda::Function function = nullptr;
         cuda::LaunchConfig config{};
         cuda::LaunchAttribute early_start{};
-        cuda::TensorMap maps[kMaxMaps];
         int64_t values[kMaxArguments];
         void *arguments[kMaxArguments];
         std::optional<cuda::Current> current;
@@ -74,7 +74,8 @@ class Kernels {
     void fill(const Kernel &kernel, const Config &config, const int64_t *variables, cuda::Stream stream,
               Prepared &prepared) const;
     void enqueue(Prepared &prepared) const;
-    cuda::TensorMap encode(const Argument &argument, const Box &box, const int64_t *variables) const;
+    // A map of this thread, valid until its next launch.
+    cuda::TensorMap *encode(const Argument &argument, const Box &box, size_t place, const int64_t *variables) const;
     void load_functions();
     void release() noexcept;
 
