@@ -26,10 +26,10 @@ from tests.native.conftest import needs_module
 from tests.native.test_aks_h import CC, CXX, NATIVE, SOURCES, build, run
 from tests.native.test_native import SPLIT, one_leaf
 from tests.runtime.test_dispatcher import close, gpu_operands
-from tests.selectors import random_selector, write_selector
 
 gpu = pytest.mark.gpu
 H200 = find_device("h200")
+ROOT = Path(__file__).parents[2]
 
 
 @needs_module
@@ -73,24 +73,16 @@ def test_a_call_is_the_problem_and_its_operands():
     assert call.problem() == problem_of(x, w, out, False)
 
 
-# On a GPU: AKS_BUNDLE names a folder that was exported for it; without one, small bundles are compiled here.
+# On a GPU: AKS_BUNDLE names a folder that was exported for it; without one, the H200's tree is compiled for it here.
 
 
 @pytest.fixture(scope="module")
-def random_bundles(tmp_path_factory) -> list[Path]:
-    device, folders = current_device(), []
-    for seed in range(3):
-        folder = tmp_path_factory.mktemp(f"bundle-{seed}")
-        selector = write_selector(folder, random_selector(seed, levels=5, portfolio=12, device=device))
-        bundle.export(selector, folder / "out", kernels=True)
-        folders.append(folder / "out")
-    return folders
-
-
-@pytest.fixture(scope="module")
-def folders(request) -> list[Path]:
-    given = os.environ.get("AKS_BUNDLE")
-    return [Path(given)] if given else request.getfixturevalue("random_bundles")
+def folder(tmp_path_factory) -> Path:
+    if given := os.environ.get("AKS_BUNDLE"):
+        return Path(given)
+    out = tmp_path_factory.mktemp("bundle")
+    bundle.export(ROOT / "models/gemm/h200/selector.json", out, device=current_device(), kernels=True)
+    return out
 
 
 def serve(folder: Path, monkeypatch) -> dispatchers.GemmDispatcher:
@@ -104,74 +96,70 @@ def serve(folder: Path, monkeypatch) -> dispatchers.GemmDispatcher:
 
 @gpu
 @needs_module
-def test_every_dtype_layout_and_alignment(folders, monkeypatch):
-    for folder in folders:
-        made, compiled = serve(folder, monkeypatch), len(launch.VARIANTS.loaded)
-        for x, w in gpu_operands():
-            for static in (False, True):
-                out = torch.full((x.shape[0], w.shape[0]), float("nan"), dtype=x.dtype, device="cuda")
-                assert close(aks.linear(x, w, out=out, static_weights=static), x, w), (x.shape, x.stride(), w.stride())
-        assert made.kernels is not None
-        counts = made.kernels.counts()
-        assert counts["launches"] > 20 and not counts["without_kernel"] and not counts["without_scratch"]
-        assert len(launch.VARIANTS.loaded) == compiled  # Triton was not asked
+def test_every_dtype_layout_and_alignment(folder, monkeypatch):
+    made, compiled = serve(folder, monkeypatch), len(launch.VARIANTS.loaded)
+    for x, w in gpu_operands():
+        for static in (False, True):
+            out = torch.full((x.shape[0], w.shape[0]), float("nan"), dtype=x.dtype, device="cuda")
+            assert close(aks.linear(x, w, out=out, static_weights=static), x, w), (x.shape, x.stride(), w.stride())
+    assert made.kernels is not None
+    counts = made.kernels.counts()
+    assert counts["launches"] > 20 and not counts["without_kernel"] and not counts["without_scratch"]
+    assert len(launch.VARIANTS.loaded) == compiled  # Triton was not asked
 
 
 @gpu
 @needs_module
-def test_the_same_bits_as_the_python_dispatcher(folders, monkeypatch):
+def test_the_same_bits_as_the_python_dispatcher(folder, monkeypatch):
     import triton
 
-    for folder in folders:
-        if read_bundle(folder).manifest["kernels"]["triton"] != triton.__version__:
-            pytest.skip("the bundle is of another Triton")
-        made = serve(folder, monkeypatch)
-        alone = dispatchers.GemmDispatcher(made.predictor, made.device, made.index)
-        for x, w in gpu_operands():
-            outs = [torch.empty(x.shape[0], w.shape[0], dtype=x.dtype, device="cuda") for _ in range(2)]
-            for one, out in zip((made, alone), outs, strict=True):
-                call = call_of(x, w, out, True)
-                assert call is not None
-                one.run(x, w, out, call)
-            assert torch.equal(*outs), (x.shape, x.stride(), w.stride())
+    if read_bundle(folder).manifest["kernels"]["triton"] != triton.__version__:
+        pytest.skip("the bundle is of another Triton")
+    made = serve(folder, monkeypatch)
+    alone = dispatchers.GemmDispatcher(made.predictor, made.device, made.index)
+    for x, w in gpu_operands():
+        outs = [torch.empty(x.shape[0], w.shape[0], dtype=x.dtype, device="cuda") for _ in range(2)]
+        for one, out in zip((made, alone), outs, strict=True):
+            call = call_of(x, w, out, True)
+            assert call is not None
+            one.run(x, w, out, call)
+        assert torch.equal(*outs), (x.shape, x.stride(), w.stride())
 
 
 @gpu
 @needs_module
-def test_captured_in_a_graph_and_on_other_streams(folders, monkeypatch):
-    for folder in folders:
-        serve(folder, monkeypatch)
-        x, w = torch.randn(4, 4096, device="cuda").bfloat16(), torch.randn(4096, 4096, device="cuda").bfloat16()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):  # nothing ran before: no shape needs a first call outside
-            y = aks.linear(x, w, static_weights=True)
-        for _ in range(3):
-            x.copy_(torch.randn_like(x))
-            graph.replay()
-            assert close(y, x, w)
+def test_captured_in_a_graph_and_on_other_streams(folder, monkeypatch):
+    serve(folder, monkeypatch)
+    x, w = torch.randn(4, 4096, device="cuda").bfloat16(), torch.randn(4096, 4096, device="cuda").bfloat16()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # nothing ran before: no shape needs a first call outside
+        y = aks.linear(x, w, static_weights=True)
+    for _ in range(3):
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        assert close(y, x, w)
 
-        def work(seed: int, w=w) -> bool:
-            with torch.cuda.stream(torch.cuda.Stream()):
-                x = torch.randn(1 + 7 * seed, 4096, device="cuda").bfloat16()
-                return all(close(aks.linear(x, w), x, w) for _ in range(20))
+    def work(seed: int, w=w) -> bool:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            x = torch.randn(1 + 7 * seed, 4096, device="cuda").bfloat16()
+            return all(close(aks.linear(x, w), x, w) for _ in range(20))
 
-        torch.cuda.synchronize()
-        with ThreadPoolExecutor(4) as pool:
-            assert all(pool.map(work, range(4)))
+    torch.cuda.synchronize()
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
 
 
 @gpu
 @needs_module
-def test_nothing_is_loaded_or_allocated_while_serving(folders):
+def test_nothing_is_loaded_or_allocated_while_serving(folder):
     from aks.evaluate.dispatch import check_steady
 
-    for folder in folders:
-        steady = check_steady(folder)
-        before, after = steady["before"], steady["after"]
-        assert after["launches"] - before["launches"] == steady["problems"] - steady["left_to_libraries"] > 0
-        for name in ("modules", "allocations", "without_kernel", "without_scratch", "triton_kernels"):
-            assert after[name] == before[name], name
-        assert after["torch_device_allocations"] == before["torch_device_allocations"]
+    steady = check_steady(folder)
+    before, after = steady["before"], steady["after"]
+    assert after["launches"] - before["launches"] == steady["problems"] - steady["left_to_libraries"] > 0
+    for name in ("modules", "allocations", "without_kernel", "without_scratch", "triton_kernels"):
+        assert after[name] == before[name], name
+    assert after["torch_device_allocations"] == before["torch_device_allocations"]
 
 
 @gpu
@@ -184,9 +172,8 @@ def test_the_c_example_runs_on_the_real_driver(folders, tmp_path: Path):
     driver = next(path for path in loaded if path.rpartition("/")[2].startswith("libcuda.so."))
     build(CC, NATIVE / "example.c", f"-I{NATIVE}", f"-L{tmp_path}", "-laks", driver,
           f"-Wl,-rpath,{tmp_path}", "-o", tmp_path / "example")  # fmt: skip
-    for folder in folders:
-        done = run(tmp_path / "example", folder, 16, 4096, 4096)
-        assert done.returncode == 0 and "config" in done.stdout, done.stderr
+    done = run(tmp_path / "example", folder, 16, 4096, 4096)
+    assert done.returncode == 0 and "config" in done.stdout, done.stderr
 
 
 WITHOUT_TRITON = """
