@@ -26,9 +26,10 @@ from tests.selectors import random_selector, write_selector
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ["collect", "train", "export", "evaluate", "stability", "explain", "report", "devices"]
-COMMANDS += ["calibrate", "data", "import"]
+COMMANDS += ["bench", "calibrate", "data", "import"]
 LEAVES = [
-    *((name,) for name in COMMANDS if name not in ("data", "import")),
+    *((name,) for name in COMMANDS if name not in ("bench", "data", "import")),
+    ("bench", "dispatch"),
     *(("data", name) for name in ("list", "check", "merge", "problems")),
     ("import", "autoheuristic"),
     ("calibrate", "simulate"),

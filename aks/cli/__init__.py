@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from aks.cli.bench import bench
 from aks.cli.calibrate import calibrate
 from aks.cli.collect import collect
 from aks.cli.data import data
@@ -34,6 +35,7 @@ app = typer.Typer(
 
 for command in (collect, train, export, evaluate, stability, explain, report, devices):
     app.command()(command)
+app.add_typer(bench, name="bench")
 app.add_typer(calibrate, name="calibrate")
 app.add_typer(data, name="data")
 app.add_typer(imports, name="import")

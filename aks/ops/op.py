@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from aks.core import formula
 from aks.core.config import Config, ConfigSpace
 from aks.core.device import DeviceSpec
 from aks.core.features import Feature
 from aks.core.problem import Problem
+
+if TYPE_CHECKING:
+    from aks.ops.launch_spec import LaunchSpec
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,13 @@ class Op:
 
     @property
     def launch(self) -> ModuleType:
-        """``aks.ops.<name>.launch``: ``compile_jobs``, ``compile_job`` and ``bind``. Imports torch and triton."""
+        """``aks.ops.<name>.launch``: ``VARIANTS``, ``compile_job``, ``bind``. Imports torch and triton."""
         return importlib.import_module(f"aks.ops.{self.name}.launch")
+
+    @property
+    def launch_spec(self) -> LaunchSpec:
+        """``aks.ops.<name>.launch_spec.LAUNCH_SPEC``: kernel variants, grids and arguments. Standard library only."""
+        return importlib.import_module(f"aks.ops.{self.name}.launch_spec").LAUNCH_SPEC
 
     @property
     def reference(self) -> ModuleType:

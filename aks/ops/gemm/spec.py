@@ -93,6 +93,8 @@ CUBLASLT_ALGOS = 4
 """Entries of cuBLASLt's ranking that are configs."""
 SPLIT_WORKSPACE_BYTES = 64 << 20
 """Room for the partial sums of split-K: one buffer a stream."""
+SPLIT_COUNTERS = 1 << 16
+"""Tiles that split-K can have: each counts the programs that have arrived."""
 
 # (pdl, prefetch_kib): no dependent launch; an early start that brings weights into L2; and into registers.
 _STARTS = ((0, 0), (1, 32), (2, 32))
