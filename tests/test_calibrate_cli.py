@@ -66,6 +66,21 @@ def test_calibrates_the_gpu_of_this_machine(aks, prior, tmp_path):
     assert int(again.partition(" problems measured")[0].split()[-1]) >= count > 0
 
 
+def test_what_it_measured_is_scored_by_the_minute(aks, tmp_path):
+    import pandas as pd
+
+    def write(name: str, **options) -> Path:
+        frame = pd.DataFrame([record.to_row() for record in synthetic_records(configs=24, **options)])
+        return write_parquet(frame, tmp_path / name, OP)
+
+    train(OP, write("h200.parquet"), tmp_path, held_out=["beta"], options=OPTIONS, track=False, with_prior=True)
+    path = write("away.parquet", seed=1, device="h200-32sm")
+    words = ("--measured", path, "--prior", tmp_path, "--data", path, "--minutes", "0,1", "--json", "curve.json")
+    assert "as measured" in aks("simulate", *words)
+    points = json.loads((tmp_path / "curve.json").read_text())["points"]
+    assert {point["minutes"]: point["problems"] > 0 for point in points} == {0.0: False, 1.0: True}
+
+
 def test_without_time_the_prior_alone_makes_the_selector(aks, prior):
     assert aks("--prior", prior, "--minutes", "0", "--out", "here").startswith("0 problems measured")
 

@@ -17,10 +17,11 @@ from aks.core.errors import DataError
 from aks.core.measurement import Regime
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from aks.core.device import DeviceSpec
     from aks.core.problem import Problem
+    from aks.evaluate.calibration import Clock, Point
     from aks.ops.op import Op
     from aks.train.dataset import TrainingSet
     from aks.train.picks import Pick
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 HELD_OUT = "exaone,falcon,gemma-2,gemma-3,glm-4,phi"
 CANDIDATES, ROUND_SECONDS = 1500, 45.0
+_PAUSE_SECONDS = 60.0
 
 calibrate = typer.Typer(invoke_without_command=True)
 
@@ -218,6 +220,11 @@ def simulate(
     minutes: Annotated[str, typer.Option(help="Where to score, comma-separated.")] = "0,0.5,1,2,5",
     held_out: Annotated[str, typer.Option(help="Families that neither prior nor picks see.")] = HELD_OUT,
     trees: Annotated[bool, typer.Option(help="Score our trees too, at the first and the last minute.")] = True,
+    measured: Annotated[
+        Path | None,
+        typer.Option(help="Instead: score what this calibration measured, minute by minute, on --data.", exists=True),
+    ] = None,
+    prior: Annotated[Path, typer.Option(help="With --measured: the prior that it started from.")] = Path("runs/gemm"),
     regime: RegimeName = Regime.COLD,
     seed: Seed = 0,
     json_out: Annotated[Path | None, typer.Option("--json", help="Also write all figures there.")] = None,
@@ -225,13 +232,15 @@ def simulate(
     """Replay calibration on recorded devices: regret against minutes, next to random picks.
 
     Each device is held out in turn: the prior learns from the others. What a minute buys is an
-    assumption, written with the figures.
+    assumption, written with the figures. With --measured a calibration that was done is scored
+    instead, by the times of its measurements; pauses between its calls do not count.
 
     \b
     Examples:
       aks calibrate simulate --devices h200-48sm,h100-80gb-hbm3 --minutes 0,0.25,0.5,1 --json curve.json
+      aks calibrate simulate --measured runs/a100/calibrate.db --prior runs/gemm --data data/gemm/a100.parquet
     """
-    from aks.evaluate.calibration import Clock, to_json
+    from aks.evaluate.calibration import Clock, replay_measured
     from aks.evaluate.calibration import simulate as replay
     from aks.evaluate.tables import print_calibration
     from aks.ops import find_op
@@ -242,11 +251,18 @@ def simulate(
         marks = sorted({float(word) for word in split_words(minutes, "minutes")})
     except ValueError:
         raise typer.BadParameter(f"minutes is {minutes!r}; write numbers, comma-separated") from None
+    clock, points = Clock(), []
+    if measured is not None:
+        known = _read_prior(prior)
+        truth = load(data_paths(known.op.name, data), known.op, regime=known.regime)
+        until = _measured_until(known, measured)
+        points = replay_measured(known, truth, until, marks, seed=seed, say=lambda line: print(line, file=sys.stderr))
+        print_calibration(points)
+        _write_points(points, clock, json_out)
+        return
     known_op = find_op(op)
     everything = load(data_paths(op, data), known_op, regime=regime)
     present = sorted({entry.name for entry in everything.devices})
-    clock = Clock()
-    points = []
     for name in split_words(devices, "devices", present) if devices else present:
         points += replay(
             everything,
@@ -259,5 +275,30 @@ def simulate(
             say=lambda line: print(line, file=sys.stderr),
         )
     print_calibration(points)
-    if json_out:
-        json_out.write_text(json.dumps(to_json(points, clock), indent=1) + "\n")
+    _write_points(points, clock, json_out)
+
+
+def _write_points(points: Sequence[Point], clock: Clock, path: Path | None) -> None:
+    from aks.evaluate.calibration import to_json
+
+    if path:
+        path.write_text(json.dumps(to_json(points, clock), indent=1) + "\n")
+
+
+def _measured_until(prior: Prior, path: Path) -> Callable[[float], TrainingSet | None]:
+    """What a file has of its first so many minutes; pauses of a minute and more do not count."""
+    import pandas as pd
+
+    from aks.collect.datafile import read_table
+    from aks.train.dataset import from_frame
+
+    frame = read_table(path, prior.op).to_pandas()
+    frame = frame[frame["regime"] == prior.regime.value].sort_values("measured_at", kind="stable")
+    steps = pd.to_datetime(frame["measured_at"]).diff().dt.total_seconds().fillna(0.0)
+    minutes = steps.where(steps < _PAUSE_SECONDS, 0.0).cumsum() / 60
+
+    def until(minute: float) -> TrainingSet | None:
+        part = frame[minutes < minute]
+        return from_frame(part, prior.op, regime=prior.regime, path=path.as_posix()) if len(part) else None
+
+    return until

@@ -24,6 +24,7 @@ from aks.train.splits import split
 
 INFORMATIVE, RANDOM_ALL, RANDOM_FILTERED = "informative", "random, all configs", "random, same filter"
 STRATEGIES = (INFORMATIVE, RANDOM_ALL, RANDOM_FILTERED)
+MEASURED = "as measured"
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,50 @@ def simulate(
                 for chooser, parts in regrets.items()
                 for part, values in parts.items()
             ]
+    return points
+
+
+def replay_measured(
+    prior: Prior,
+    truth: TrainingSet,
+    measured_until: Callable[[float], TrainingSet | None],
+    minutes: Sequence[float],
+    *,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Point]:
+    """Score a calibration that was done: what the model knew at each of ``minutes``, on the ``truth`` of that device.
+
+    measured_until: what was measured in so many minutes; None for nothing. ``held out`` are the families
+    that the prior saw nothing of.
+
+    Raises
+    ------
+    DataError
+        If truth and measurements are of several devices, or truth has only one of: families that the prior saw,
+        and families that it did not.
+    """
+    everything = measured_until(float("inf"))
+    devices = {*truth.devices, *(everything.devices if everything is not None else ())}
+    if len(devices) > 1:
+        names = ", ".join(sorted(device.name for device in devices))
+        raise DataError(f"the measurements and the data to score on are of {names}; wanted one device")
+    train, test = split(truth, prior.held_out)
+    if not len(train) or not len(test):
+        raise DataError(
+            f"the data has nothing {'else than' if len(test) else 'of'} {', '.join(prior.held_out)} to score"
+        )
+    replay = _Replay(prior, truth.subset(train), truth.subset(test), Clock(), Options(seed=seed))
+    points = []
+    for minute in minutes:
+        measured = measured_until(minute)
+        count = len(measured) if measured is not None else 0
+        cells = int(np.isfinite(measured.latency_us).sum()) if measured is not None else 0
+        say(f"{truth.devices[0].name}: {minute:g} minutes, {count} problems, {cells} cells")
+        points += [
+            Point(truth.devices[0].name, MEASURED, minute, count, cells, "model", part, len(values), *_summary(values))
+            for part, values in replay.regrets(measured, adapt(prior, measured, seed)).items()
+        ]
     return points
 
 

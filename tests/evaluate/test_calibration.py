@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from aks.core.errors import DataError
 from aks.evaluate import calibration
-from aks.evaluate.calibration import INFORMATIVE, RANDOM_ALL, RANDOM_FILTERED, Clock, simulate, to_json
+from aks.evaluate.calibration import (
+    INFORMATIVE,
+    RANDOM_ALL,
+    RANDOM_FILTERED,
+    Clock,
+    replay_measured,
+    simulate,
+    to_json,
+)
 from aks.ops import OPS
 from aks.train.dataset import from_frame
+from aks.train.latency import fit_latency_model
+from aks.train.prior import make_prior
+from aks.train.splits import split
 from tests.synthetic import synthetic_records
 
 OP = OPS["gemm"]
@@ -70,3 +82,25 @@ def test_figures_are_json_and_a_missing_device_is_told(points, data):
     assert any(row["mean_regret"] is None for row in document["points"])
     with pytest.raises(DataError, match="cannot hold out 'b200'"):
         simulate(data, "b200", ["beta"], [0.0])
+
+
+def test_what_was_measured_is_scored_as_it_came(data):
+    home, away = (
+        data.subset([row for row, d in enumerate(data.devices) if (d.name == AWAY) == there]) for there in (0, 1)
+    )
+    train, _ = split(home, ["beta"])
+    prior = replace(make_prior(home.subset(train), fit_latency_model([home.subset(train)])), held_out=("beta",))
+    known, _ = split(away, ["beta"])
+
+    def until(minute):
+        return away.subset(known[: int(min(minute, 1.0) * len(known))]) if minute else None
+
+    points = replay_measured(prior, away, until, [0.0, 0.5, 1.0])
+    at = {(point.minutes, point.part): point for point in points}
+    assert [at[minute, "all"].problems for minute in (0.0, 0.5, 1.0)] == [0, len(known) // 2, len(known)]
+    assert at[1.0, "all"].mean_regret < at[0.0, "all"].mean_regret
+    assert at[1.0, "unmeasured"].count == 0 < at[1.0, "held out"].count == len(away) - len(known)
+    with pytest.raises(DataError, match="h200, h200-32sm; wanted one device"):
+        replay_measured(prior, home, until, [0.0])
+    with pytest.raises(DataError, match="nothing of held-out families"):
+        replay_measured(replace(prior, held_out=()), away, until, [0.0])
