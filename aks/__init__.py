@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from aks.core.device import DeviceSpec, current_device, find_device
     from aks.core.errors import AksError
+    from aks.integrations.torch_ops import linear, matmul
     from aks.ops import OPS, find_op
-    from aks.runtime.dispatcher import linear
     from aks.runtime.predictor import Predictor
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "find_device",
     "find_op",
     "linear",
+    "matmul",
 ]
 
 _HOMES = {
@@ -34,7 +35,8 @@ _HOMES = {
     "current_device": "aks.core.device",
     "find_device": "aks.core.device",
     "find_op": "aks.ops",
-    "linear": "aks.runtime.dispatcher",
+    "linear": "aks.integrations.torch_ops",
+    "matmul": "aks.integrations.torch_ops",
 }
 
 
