@@ -9,8 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aks import nn
     from aks.core.device import DeviceSpec, current_device, find_device
     from aks.core.errors import AksError
+    from aks.integrations.patching import patch, unpatch
     from aks.integrations.torch_ops import linear, matmul
     from aks.ops import OPS, find_op
     from aks.runtime.predictor import Predictor
@@ -25,6 +27,9 @@ __all__ = [
     "find_op",
     "linear",
     "matmul",
+    "nn",
+    "patch",
+    "unpatch",
 ]
 
 _HOMES = {
@@ -37,6 +42,8 @@ _HOMES = {
     "find_op": "aks.ops",
     "linear": "aks.integrations.torch_ops",
     "matmul": "aks.integrations.torch_ops",
+    "patch": "aks.integrations.patching",
+    "unpatch": "aks.integrations.patching",
 }
 
 
@@ -45,6 +52,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("aks")
+    if name == "nn":
+        return import_module("aks.nn")  # which sets the attribute
     if name not in _HOMES:
         raise AttributeError(f"module 'aks' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)
