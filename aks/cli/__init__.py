@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from aks.cli.bench import bench
 from aks.cli.calibrate import calibrate
 from aks.cli.collect import collect
 from aks.cli.data import data
@@ -20,6 +21,7 @@ from aks.core.errors import AksError, MissingExtraError
 EXTRAS = {
     "gpu": ("torch", "triton"),
     "train": ("jinja2", "matplotlib", "mlflow", "numpy", "pandas", "pyarrow", "sklearn", "xgboost"),
+    "transformers": ("transformers",),
 }
 """What each extra of ``pip install 'aks[...]'`` brings that a command may miss."""
 
@@ -34,6 +36,7 @@ app = typer.Typer(
 
 for command in (collect, train, export, evaluate, stability, explain, report, devices):
     app.command()(command)
+app.add_typer(bench, name="bench")
 app.add_typer(calibrate, name="calibrate")
 app.add_typer(data, name="data")
 app.add_typer(imports, name="import")

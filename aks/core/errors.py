@@ -45,6 +45,10 @@ class ArtifactError(AksError, ValueError):
     """An exported tree or manifest is missing, truncated, altered or for another device or space."""
 
 
+class BenchError(AksError, ValueError):
+    """A benchmark was asked for what it cannot measure."""
+
+
 class MissingExtraError(AksError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 
