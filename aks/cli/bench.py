@@ -23,7 +23,7 @@ bench = typer.Typer(help="Measure what serving costs on this machine.", no_args_
 @bench.command()
 def decode(
     model: Annotated[
-        str, typer.Option(help="llama-8b, llama-1b, qwen3-8b, gemma3-4b, gpt-oss-20b or tiny, with random weights.")
+        str, typer.Option(help="llama-8b, llama-1b, qwen2-7b, qwen3-8b, gemma3-4b, gpt-oss-20b or tiny.")
     ] = "llama-8b",
     batches: Annotated[str, typer.Option(help="Sequences decoded at once, comma-separated.")] = "1",
     ways: Annotated[

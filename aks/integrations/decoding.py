@@ -17,6 +17,7 @@ from transformers import (  # pyright: ignore[reportMissingImports]  # the extra
     Gemma3TextConfig,
     GptOssConfig,
     LlamaConfig,
+    Qwen2Config,
     Qwen3Config,
     StaticCache,
 )
@@ -42,6 +43,10 @@ def _llama(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: in
 MODELS: dict[str, Callable[[], Any]] = {
     "llama-8b": lambda: _llama(4096, 14336, 32, 32, 8, 128256),
     "llama-1b": lambda: _llama(2048, 8192, 16, 32, 8, 128256, tie_word_embeddings=True),
+    "qwen2-7b": lambda: Qwen2Config(
+        hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+        num_key_value_heads=4, vocab_size=152064, **_COMMON,
+    ),
     "qwen3-8b": lambda: Qwen3Config(
         hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
         num_key_value_heads=8, head_dim=128, vocab_size=151936, **_COMMON,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import fields
 from typing import Any
@@ -77,9 +78,14 @@ class GemmDispatcher:
         return scratch
 
     def _allocate(self) -> launch.Scratch:
-        scratch = launch.Scratch(torch.device("cuda", self.index))
-        torch.cuda.current_stream(self.index).synchronize()  # its zeros are there for every stream
-        return scratch
+        def make() -> launch.Scratch:
+            scratch = launch.Scratch(torch.device("cuda", self.index))
+            torch.cuda.current_stream(self.index).synchronize()  # its zeros are there for every stream
+            return scratch
+
+        # What this thread allocates may be of the memory pool of a CUDA graph that PyTorch warms up for.
+        with ThreadPoolExecutor(1) as another_thread:
+            return another_thread.submit(make).result()
 
 
 @functools.cache
