@@ -12,6 +12,9 @@ DEMO_INSTALL := '.[train$(if $(GPU),$(comma)gpu)]' nvidia-matmul-heuristics
 # In the environment, because pip hands -c to none of the processes that build packages.
 INSTALL := PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --disable-pip-version-check --quiet
 
+# Installing builds it, where there is a C++ compiler.
+NATIVE := $(wildcard aks/runtime/native/aks.h aks/runtime/native/CMakeLists.txt aks/runtime/native/src/*)
+
 .PHONY: help demo measure test check format clean
 
 help: ## List the targets
@@ -52,10 +55,10 @@ $(BIN)/python:
 	    { echo "aks needs Python 3.11 or newer: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 
-.venv/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+.venv/.installed-dev: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
 	$(INSTALL) -e '.[dev]'
 	@touch $@ .venv/.installed-demo
 
-.venv/.installed-demo: pyproject.toml constraints.txt | $(BIN)/python
+.venv/.installed-demo: pyproject.toml constraints.txt $(NATIVE) | $(BIN)/python
 	$(INSTALL) -e $(DEMO_INSTALL)
 	@touch $@

@@ -24,6 +24,7 @@ EXTRA_FEATURES = {
     "huge_product": "{product}",
     "huge_squares": "{first} * {first} * {last} * {last}",
     "odd_mix": "max({first} % 7, next_pow2({last})) + ceil_div({first}, 3 + {last} % 5)",
+    "aligned": "gcd(16, {first} * 6, {last})",
     "steps": "ceil_div(next_pow2({first}), 48) * 3 + 5",
 }
 

@@ -30,6 +30,7 @@ COMMANDS += ["bench", "calibrate", "data", "import"]
 LEAVES = [
     *((name,) for name in COMMANDS if name not in ("bench", "data", "import")),
     ("bench", "decode"),
+    ("bench", "dispatch"),
     *(("data", name) for name in ("list", "check", "merge", "problems")),
     ("import", "autoheuristic"),
     ("calibrate", "simulate"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -80,25 +81,46 @@ def test_every_dependency_is_pinned_inside_its_range():
         assert requirement.specifier.contains(pins[requirement.name]), requirement
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """The wheel that ``pip wheel .`` would make, unpacked."""
-    folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-    )
+BUILD = """
+import sys
+from scikit_build_core.build import build_wheel
+build_wheel(sys.argv[1], {"wheel.cmake": sys.argv[2], "build-dir": sys.argv[1] + "/build"})
+"""
+
+
+def build_wheel(folder: Path, *, native: bool) -> Path:
+    """The wheel that ``pip wheel .`` would make, unpacked; native: with the C++ module."""
+    pytest.importorskip("scikit_build_core")
+    command = [sys.executable, "-c", BUILD, str(folder), str(native).lower()]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as archive:
         archive.extractall(folder / "unpacked")
     return folder / "unpacked"
 
 
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel as it is where there is no C++ compiler."""
+    return build_wheel(tmp_path_factory.mktemp("wheel"), native=False)
+
+
 def test_the_wheel_holds_every_file_of_the_package(wheel):
     tracked = [path for path in (ROOT / "aks").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    missing = [path for path in tracked if not (wheel / path.relative_to(ROOT)).exists()]
+    built = {path for path in tracked if path.suffix == ".so"}  # of a checkout; ignored by git
+    missing = [path for path in tracked if path not in built and not (wheel / path.relative_to(ROOT)).exists()]
     assert not missing
+    assert not list(wheel.rglob("*.so"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None or shutil.which("cmake") is None, reason="needs c++ and cmake")
+def test_a_wheel_has_the_native_module_where_there_is_a_compiler(tmp_path):
+    pytest.importorskip("nanobind")
+    wheel = build_wheel(tmp_path, native=True)
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from aks.runtime import native; print(native.is_built())"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code, str(wheel)], capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
+    assert {path.name for path in (wheel / "aks/runtime/native").iterdir()} >= {"aks.h", "libaks.so", "example.c"}
 
 
 def test_the_wheel_holds_the_shipped_models(wheel):

@@ -14,8 +14,12 @@ def export(
     selector: Annotated[Path, typer.Argument(help="selector.json that 'aks train' wrote.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; default: models/<op>/<device>.")] = None,
     device: Annotated[str, typer.Option(help="Device whose facts are folded in; default: that of the data.")] = "",
+    bundle: Annotated[bool, typer.Option(help="Compile every kernel that the tree can name, too.")] = False,
 ) -> None:
     """Write a trained tree as tree.py, tree.h, tree.json and manifest.json.
+
+    With --bundle also kernels.json and kernels.bin, compiled for the device: serving then needs neither
+    Triton nor a compiler. This needs no GPU; 750 kernels take about three minutes on two CPUs.
 
     What it replaces is kept in the folder's versions/, where Predictor.load(version=...) finds it.
 
@@ -23,6 +27,7 @@ def export(
     Examples:
       aks export runs/gemm/selector.json
       aks export runs/gemm/selector.json --device h100-80gb-hbm3 --out /tmp/h100
+      aks export models/gemm/h200/selector.json --out bundles/gemm/h200 --bundle
     """
     from aks.core import artifact
     from aks.core.device import DeviceSpec, find_device
@@ -34,13 +39,20 @@ def export(
         content, _ = read_selector(selector)
         named = target or DeviceSpec.from_row(content.get("device", {}))
         out = Path("models", str(content.get("op")), named.name)
-    manifest = write(selector, out, device=target)
+    manifest = write(selector, out, device=target, kernels=bundle)
     tree = manifest["tree"]
     version = artifact.version_of(manifest)
     print(
         f"{tree['splits']} splits, {tree['levels']} levels, for {manifest['device']['device']}: "
         f"written to {out}, version {version}"
     )
+    if bundle:
+        size = manifest["files"]["kernels.bin"]["bytes"] / 1e6
+        made = manifest["kernels"]
+        print(
+            f"{made['count']} kernels, {size:.1f} MB, for capability {made['capability'] / 10}; "
+            f"they need a driver of CUDA {made['cuda'] // 1000}.{made['cuda'] % 1000 // 10} or newer"
+        )
 
 
 def explain(

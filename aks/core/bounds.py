@@ -88,6 +88,9 @@ def _call(name: str, args: list[Interval]) -> Interval:
             if low == 0:
                 raise FormulaError("next_pow2 takes values >= 1, and its argument may be 0")
             return formula.next_pow2(low), formula.next_pow2(high)
+        case "gcd", [_, _, *_]:
+            sure = [high for low, high in args if low]  # gcd(0, a) is a
+            return min(1, len(sure)), min(sure) if sure else max(high for _, high in args)
         case (("min" | "max"), [_, _, *_]):
             pick = min if name == "min" else max
             return pick(low for low, _ in args), pick(high for _, high in args)

@@ -49,6 +49,10 @@ class BenchError(AksError, ValueError):
     """A benchmark was asked for what it cannot measure."""
 
 
+class DriverError(AksError, RuntimeError):
+    """The CUDA driver is missing, older than the kernels need, or a call of it failed."""
+
+
 class MissingExtraError(AksError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
 

@@ -46,6 +46,7 @@ def evaluate_columns(features: tuple[Feature, ...], columns):
         "__builtins__": {},
         "ceil_div": formula.ceil_div,
         "next_pow2": lambda a: np.int64(1) << np.ceil(np.log2(np.maximum(a, 1))).astype(np.int64),
+        "gcd": lambda *values: np.gcd.reduce(np.broadcast_arrays(*values)),
         "min": lambda *values: np.minimum.reduce(np.broadcast_arrays(*values)),
         "max": lambda *values: np.maximum.reduce(np.broadcast_arrays(*values)),
     }

@@ -9,12 +9,14 @@ that is what makes the two divisions equal, and a formula that could subtract is
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 from aks.core.errors import FormulaError
 
-FUNCTIONS = ("ceil_div", "min", "max", "next_pow2")
+FUNCTIONS = ("ceil_div", "gcd", "min", "max", "next_pow2")
+"""``gcd(16, a)`` is the largest power of two, up to 16, that divides a: how an address or a stride is aligned."""
 _BINARY = {ast.Add: "+", ast.Mult: "*", ast.FloorDiv: "/", ast.Mod: "%"}
 _COMPARE = {ast.LtE: "<=", ast.Lt: "<", ast.GtE: ">=", ast.Gt: ">", ast.Eq: "==", ast.NotEq: "!="}
 
@@ -68,6 +70,11 @@ def _check(node: ast.AST, text: str) -> None:
     )
 
 
+def calls(text: str) -> frozenset[str]:
+    """Functions that a formula calls."""
+    return frozenset(node.id for node in ast.walk(parse(text)) if isinstance(node, ast.Name) and node.id in FUNCTIONS)
+
+
 def names(text: str) -> frozenset[str]:
     """Variables that a formula reads."""
     return frozenset(
@@ -79,7 +86,14 @@ def names(text: str) -> frozenset[str]:
 def compile_python(text: str) -> Callable[[Mapping[str, int]], int]:
     """A function from a variable table to the formula's value, as an int."""
     code = compile(ast.Expression(parse(text)), f"<formula {text}>", "eval")
-    namespace = {"__builtins__": {}, "ceil_div": ceil_div, "next_pow2": next_pow2, "min": min, "max": max}
+    namespace = {
+        "__builtins__": {},
+        "ceil_div": ceil_div,
+        "gcd": math.gcd,
+        "next_pow2": next_pow2,
+        "min": min,
+        "max": max,
+    }
     return lambda variables: int(eval(code, namespace, variables))  # parse() allows arithmetic only
 
 
@@ -138,6 +152,31 @@ def _fold_bool(op: ast.boolop, values: list[ast.expr]) -> ast.expr:
     return kept[0] if len(kept) == 1 else ast.BoolOp(op, kept)
 
 
+def tidy(text: str) -> str:
+    """The formula without what is multiplied by 0, and without factors of 1: folding in a config leaves many."""
+    return ast.unparse(_Tidy().visit(ast.parse(text, mode="eval").body))
+
+
+class _Tidy(ast.NodeTransformer):
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        node = ast.BinOp(self.visit(node.left), node.op, self.visit(node.right))
+        if isinstance(node.op, ast.Mult):
+            for constant, other in ((node.left, node.right), (node.right, node.left)):
+                match constant:
+                    case ast.Constant(value=0):
+                        return ast.Constant(0)
+                    case ast.Constant(value=1):
+                        return other
+        return node
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        args = [self.visit(arg) for arg in node.args]
+        match node.func, args:
+            case ast.Name(id="max"), [ast.Constant(value=0), other] | [other, ast.Constant(value=0)]:
+                return other
+        return ast.Call(node.func, args, [])
+
+
 def emit_c(text: str) -> str:
     """The formula as a C99 expression over ``int64_t``; functions get the prefix ``aks_``."""
     return _emit_c(parse(text))
@@ -159,7 +198,7 @@ def _emit_c(node: ast.expr) -> str:
             return f"(!{_emit_c(operand)})"
         case ast.Call(func=ast.Name(id=name), args=args):
             text = _emit_c(args[-1])
-            for arg in reversed(args[:-1]):  # min and max take any number in Python, two in C
+            for arg in reversed(args[:-1]):  # gcd, min and max take any number in Python, two in C
                 text = f"aks_{name}({_emit_c(arg)}, {text})"
             return text if len(args) > 1 else f"aks_{name}({text})"
     raise FormulaError(f"cannot write {ast.dump(node)} as C")

@@ -42,8 +42,12 @@ Plan = Branch | Choice
 
 def plan(tree: Tree) -> Plan:
     """The steps for problems inside the tree's support."""
-    steps = _plan(tree, tree.root, tree.box)
-    return _bind(steps, {}, frozenset())
+    return _bind(unnamed_plan(tree), {}, frozenset())
+
+
+def unnamed_plan(tree: Tree) -> Plan:
+    """The same steps with each formula written out: for readers that keep formulas in a table of their own."""
+    return _plan(tree, tree.root, tree.box)
 
 
 def _plan(tree: Tree, node: Node, box: Box) -> Plan:

@@ -157,6 +157,11 @@ class Tree:
 
         return below(self.root)
 
+    def calls(self, function: str) -> bool:
+        """Whether some formula of the tree calls this function of ``formula.FUNCTIONS``."""
+        texts = [*(feature.formula for feature in self.features), *self.legality]
+        return any(function in formula.calls(text) for text in texts)
+
     def variables(self, problem: Mapping[str, Any]) -> dict[str, int]:
         """The problem (field names and values) as formulas see it."""
         return {parameter.name: parameter.variable(problem[parameter.name]) for parameter in self.parameters}

@@ -26,7 +26,7 @@ from aks.train.transport import nearest_device
 TREE, MODEL = "tree", "latency model"
 COVERED = "tree, where covered"
 OWN_TREE, NEAREST_TREE = "tree that the device's own data taught too", "nearest device's tree"
-COPY, ROOFLINE = "nearest device's winner, copied", "analytic roofline"
+COPY, ANALYTIC = "nearest device's winner, copied", "analytic formula"
 
 
 def by_device(name: str, make: Callable[[DeviceSpec], Chooser], note: str = "") -> Chooser:
@@ -77,7 +77,7 @@ def device_choosers(train: TrainingSet, inside: TrainingSet, options: Options, *
             by_device(OWN_TREE, lambda device: _tree(inside, options, own(device), device)),
         ]
     return [
-        Chooser(ROOFLINE, _roofline, note="the least max(bytes, operations) over whole waves of whole tiles"),
+        Chooser(ANALYTIC, _analytic, note="the least time of DRAM, loads and arithmetic of whole tiles in whole waves"),
         by_device(COPY, lambda device: _copy(train, nearest_device(device, devices))),
         *trained,
         Chooser(MODEL, lambda data: fastest_expected(train, model, data), note="what the tree learns from"),
@@ -167,7 +167,7 @@ def _copy(train: TrainingSet, source: DeviceSpec) -> Chooser:
     return Chooser(COPY, rank)
 
 
-def _roofline(data: TrainingSet) -> NDArray[np.intp]:
+def _analytic(data: TrainingSet) -> NDArray[np.intp]:
     """The config of the least ``Op.analytic_ns``; the first of equals, the vendor's before all."""
     columns, formula = data.columns, (Feature("analytic_ns", data.op.analytic_ns),)
     cost = np.full(data.legal.shape, np.inf)

@@ -1,43 +1,60 @@
-"""The artifact folder: ``tree.py``, ``tree.h``, ``tree.json`` and the manifest that vouches for them."""
+"""The artifact folder: ``tree.py``, ``tree.h``, ``tree.json``, kernels, and the manifest that vouches for them."""
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aks.core import artifact, tree_json
+from aks.core import artifact, kernel_files, tree_json
 from aks.core.bundle import TREE_FILE, Bundle, read_bundle
 from aks.core.device import DeviceSpec
 from aks.core.errors import ArtifactError, DataError, UnknownOpError
 from aks.core.tree import Leaf, Split, Tree
 from aks.export import selector as selector_file
+from aks.export.compiling import compile_all
 from aks.export.emit_c import emit_c
 from aks.export.emit_python import emit_python
 from aks.export.header import GENERATOR, Origin
+from aks.export.kernels import Compile, kernel_table
 from aks.export.tree import lower
 from aks.ops import find_op
 from aks.ops.op import Op
 
 FILES = ("tree.py", "tree.h", TREE_FILE)
+KERNEL_FILES = (kernel_files.TABLE_FILE, kernel_files.CODE_FILE)
+"""What a folder has besides if it was exported with its kernels."""
 
 
-def export(selector_path: Path | str, out_dir: Path | str, *, device: DeviceSpec | None = None) -> dict[str, Any]:
+def export(
+    selector_path: Path | str,
+    out_dir: Path | str,
+    *,
+    device: DeviceSpec | None = None,
+    kernels: bool = False,
+    compiler: Compile | None = None,
+) -> dict[str, Any]:
     """Write the four files of ``selector_path`` to ``out_dir``; returns the manifest.
 
     device is folded in; None takes the one that the selector was trained on. The same selector and
-    device give the same bytes. The version that was there is kept in ``versions/``, for readers that come
-    in between, or after a crash, and for jobs that ask for it; delete it when there are none. One export
-    into a folder at a time.
+    device give the same bytes. With ``kernels`` there are two files more: every kernel that the tree can
+    name, compiled for the device by ``compiler``, which by default is Triton in parallel processes.
+
+    The version that was there is kept in ``versions/``, for readers that come in between, or after a crash,
+    and for jobs that ask for it; delete it when there are none. One export into a folder at a time.
 
     Raises
     ------
     DataError
         If the selector cannot be read.
     ArtifactError
-        If it is of another format, op or space, or contradicts itself.
+        If it is of another format, op or space, or contradicts itself, or a kernel cannot be bundled.
+    MissingExtraError
+        If kernels are wanted and Triton is not installed.
     OSError
         If ``out_dir`` cannot be written.
     """
@@ -52,13 +69,16 @@ def export(selector_path: Path | str, out_dir: Path | str, *, device: DeviceSpec
         "tree.h": _text(emit_c(tree, origin)),
         TREE_FILE: artifact.dump(tree_json.to_json(tree)),
     }
+    if kernels:
+        compiler = compiler or partial(compile_all, op.name, device.capability)
+        files |= kernel_table(tree, op, device, compiler)
     manifest = _manifest(selector, tree, device, origin, files)
     _write(Path(out_dir), {**files, artifact.MANIFEST: artifact.dump(manifest, indent=1)})
     return manifest
 
 
 def load(folder: Path | str, *, op: Op | None = None, device: DeviceSpec | None = None) -> Bundle:
-    """The content of an artifact folder, all four files checked.
+    """The content of an artifact folder, every file checked.
 
     Raises
     ------
@@ -67,7 +87,7 @@ def load(folder: Path | str, *, op: Op | None = None, device: DeviceSpec | None 
         space than ``op`` (default: the registered one of that name) and ``device`` (default: any).
     """
     bundle = read_bundle(Path(folder))
-    for name in FILES:
+    for name in _listed(bundle.manifest):
         artifact.read_member(bundle.folder, bundle.manifest, name)
     try:
         op = op or find_op(bundle.tree.op)
@@ -77,6 +97,11 @@ def load(folder: Path | str, *, op: Op | None = None, device: DeviceSpec | None 
     if device is not None:
         bundle.check_device(device)
     return bundle
+
+
+def _listed(manifest: dict[str, Any]) -> list[str]:
+    """The files that a folder must have: the kernels only if its manifest lists them."""
+    return [*FILES, *(name for name in KERNEL_FILES if name in manifest["files"])]
 
 
 def _op_of(selector: dict[str, Any], path: Path) -> Op:
@@ -124,9 +149,20 @@ def _manifest(
                 "leaves": sum(isinstance(node, Leaf) for node in nodes),
                 "levels": tree.levels,
             },
+            **_kernels(files),
             "files": {name: {"bytes": len(data), "sha256": artifact.digest(data)} for name, data in files.items()},
         }
     )
+
+
+def _kernels(files: dict[str, bytes]) -> dict[str, Any]:
+    """What the manifest says of the kernels, if there are any."""
+    if kernel_files.TABLE_FILE not in files:
+        return {}
+    table = json.loads(files[kernel_files.TABLE_FILE])
+    count = sum(len(config["kernels"]) for config in table["configs"] if config)
+    facts = {name: table[name] for name in ("capability", "cuda", "triton")}
+    return {"kernels": {"count": count, "cubins": len(table["cubins"]), **facts}}
 
 
 def _finite(value: Any) -> Any:
@@ -147,13 +183,16 @@ def _write(out_dir: Path, files: dict[str, bytes]) -> None:
         _keep(out_dir, old, files[artifact.MANIFEST])
         for name in files:
             os.replace(new / name, out_dir / name)
+    for name in KERNEL_FILES:
+        if name not in files:  # of the version before; what is not listed would only puzzle
+            (out_dir / name).unlink(missing_ok=True)
 
 
 def _keep(out_dir: Path, staging: Path, new_manifest: bytes) -> None:
     """Copy the version in ``out_dir``, if there is a sound and another one, to where readers look for it."""
     try:
         manifest = artifact.read_manifest(out_dir)
-        files = {name: artifact.read_member(out_dir, manifest, name) for name in FILES}
+        files = {name: artifact.read_member(out_dir, manifest, name) for name in _listed(manifest)}
     except ArtifactError:
         return
     kept, old_manifest = out_dir / artifact.VERSIONS / artifact.version_of(manifest), artifact.dump(manifest, indent=1)

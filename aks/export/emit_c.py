@@ -26,6 +26,14 @@ static inline int64_t aks_next_pow2(int64_t a) {
     return a + 1;
 }
 #endif"""
+_GCD = """\
+#ifndef AKS_FORMULA_GCD
+#define AKS_FORMULA_GCD
+static inline int64_t aks_gcd(int64_t a, int64_t b) {
+    while (b) { const int64_t rest = a % b; a = b; b = rest; }
+    return a;
+}
+#endif"""
 
 
 def emit_c(tree: Tree, origin: Origin) -> Iterator[str]:
@@ -41,6 +49,8 @@ def emit_c(tree: Tree, origin: Origin) -> Iterator[str]:
     yield "#include <stdint.h>"
     yield ""
     yield _FUNCTIONS
+    if tree.calls("gcd"):
+        yield _GCD
     yield ""
     for parameter in tree.parameters:
         yield from _enum(prefix, parameter.name, parameter.choices)

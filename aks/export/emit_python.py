@@ -1,4 +1,4 @@
-"""``tree.py``: the tree as one pure Python function with no imports."""
+"""``tree.py``: the tree as one pure Python function; it imports nothing, or ``gcd`` where a formula calls it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ def emit_python(tree: Tree, origin: Origin) -> Iterator[str]:
     for line in header_lines(tree, origin):
         yield f"# {line}"
     yield ""
+    if tree.calls("gcd"):
+        yield from ("from math import gcd", "")
     yield "CONFIGS = ("
     for row in tree.configs:
         yield f"    {row!r},"

@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 from aks.core import formula
 from aks.core.config import Config, ConfigSpace
 from aks.core.device import DeviceSpec
 from aks.core.features import Feature
 from aks.core.problem import Problem
+
+if TYPE_CHECKING:
+    from aks.ops.launch_spec import LaunchSpec
 
 
 @dataclass(frozen=True)
@@ -20,12 +24,12 @@ class Op:
     ``features`` are over problem and device: what models read. ``tree_features`` names those that a
     tree may split on: each is evaluated anew at every call. A tree for a part of a GPU may split on
     ``partition_tree_features`` too: there the vendor's routines, which plan for the whole, leave waves
-    half filled in many more places. ``config_features`` are over the config
-    too: what it makes of the problem (programs, waves, steps), for models of its latency. ``flops``
-    and ``bytes_moved`` are formulas over a problem: arithmetic operations, and the bytes that must
-    cross DRAM once (inputs read, output written); ``weight_bytes`` those of the weights, which timing
-    rotates. ``analytic_ns`` is over problem, config and device: what a config takes by a roofline of whole
-    tiles and waves. ``vendor`` is the baseline config: what a user gets without us, legal for every problem.
+    half filled in many more places. ``config_features`` are over the config too: what it makes of the
+    problem (programs, waves, steps), for models of its latency. ``flops`` and ``bytes_moved`` are
+    formulas over a problem: arithmetic operations, and the bytes that must cross DRAM once (inputs read,
+    output written); ``weight_bytes`` those of the weights, which timing rotates. ``analytic_ns`` is over
+    problem, config and device: what a config takes by its facts alone, in whole tiles and waves.
+    ``vendor`` is the baseline config: what a user gets without us, legal for every problem.
     """
 
     name: str
@@ -44,8 +48,13 @@ class Op:
 
     @property
     def launch(self) -> ModuleType:
-        """``aks.ops.<name>.launch``: ``compile_jobs``, ``compile_job`` and ``bind``. Imports torch and triton."""
+        """``aks.ops.<name>.launch``: ``VARIANTS``, ``compile_job``, ``bind``. Imports torch and triton."""
         return importlib.import_module(f"aks.ops.{self.name}.launch")
+
+    @property
+    def launch_spec(self) -> LaunchSpec:
+        """``aks.ops.<name>.launch_spec.LAUNCH_SPEC``: kernel variants, grids and arguments. Standard library only."""
+        return importlib.import_module(f"aks.ops.{self.name}.launch_spec").LAUNCH_SPEC
 
     @property
     def reference(self) -> ModuleType:

@@ -63,11 +63,14 @@ def arithmetic_ns(programs: str, tile: str, steps: str) -> str:
     return f"ceil_div({programs}, sm_count) * sm_count * {tile} // 16 * ({steps}) // (tflops_16bit * 500 // 16)"
 
 
-def analytic_ns(programs: str, tile: str, steps: str, element_bytes: str) -> str:
-    """Formula of a roofline: the longer of ``arithmetic_ns`` and of moving all bytes once.
+def analytic_ns(programs: str, block_m: str, block_n: str, steps: str, element_bytes: str) -> str:
+    """Formula of what a config takes if nothing overlaps: DRAM, then the SMs' loads, then ``arithmetic_ns``.
 
-    Bytes move at the rate that the waves' filled share of the SMs has.
+    All bytes cross DRAM once, at the rate that the waves' filled share of the SMs has; an SM loads its tiles'
+    operands at 64 bytes a clock. Choosing by the longest of the three, as a roofline would, is worse on all that
+    was measured: too many configs tie.
     """
-    waves = f"(ceil_div({programs}, sm_count) * sm_count)"
-    moving = f"(m * n + m * k + n * k) * {element_bytes} // dram_gb_s * {waves} // {programs}"
-    return f"max({moving}, {arithmetic_ns(programs, tile, steps)})"
+    waves = f"ceil_div({programs}, sm_count)"
+    moving = f"(m * n + m * k + n * k) * {element_bytes} // dram_gb_s * ({waves} * sm_count) // {programs}"
+    loading = f"{waves} * ({block_m} + {block_n}) * ({steps}) * {element_bytes} * 1000 // (64 * clock_mhz)"
+    return f"{moving} + {loading} + {arithmetic_ns(programs, f'{block_m} * {block_n}', steps)}"

@@ -2,47 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from aks.core.config import Config
 from aks.core.device import DeviceSpec
 from aks.core.problem import Problem
+from aks.ops.binaries import to_binary
+from aks.ops.binary import Binary
+from aks.ops.launch_spec import LaunchSpec
 
 
 class Variants:
     """What of an op's configs is compiled.
 
     A variant is hashable and can be pickled: a config, and what of the problem the compiler must know.
-    variant_of makes it of a config and a problem, source_of says what Triton compiles for it and with
-    which options, and has_kernel which configs have one at all: a vendor's call has none.
+    spec says what that is, make_variant makes it of a config and these values, source_of says what Triton
+    compiles for it and with which options.
     """
 
     def __init__(
         self,
-        variant_of: Callable[[Any, Any], Any],
+        spec: LaunchSpec,
+        make_variant: Callable[[Any, Sequence[int]], Any],
         source_of: Callable[[Any], tuple[ASTSource, dict[str, Any]]],
-        has_kernel: Callable[[Any], bool],
     ) -> None:
-        self._variant_of = variant_of
-        self._source_of = source_of
-        self._has_kernel = has_kernel
-        self._loaded: dict[tuple[Any, int], Any] = {}
+        self.make_variant = make_variant
+        self.source_of = source_of
+        self._spec = spec
+        self.loaded: dict[tuple[Any, int], Any] = {}
+        """Kernels by variant and CUDA device, as far as they were needed."""
+
+    def variant_of(self, config: Config, problem: Problem) -> Any:
+        """The variant that runs ``config`` on ``problem``."""
+        return self.make_variant(config, self._spec.variant_values(config, problem.variables()))
 
     def compile(self, variant: Any, capability: int) -> Any:
         """The compiled kernel; Triton's disk cache makes the second time cheap."""
-        source, options = self._source_of(variant)
+        source, options = self.source_of(variant)
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+    def compile_binary(self, variant: Any, capability: int) -> Binary:
+        """The kernel for a bundle: without line numbers, which are half of its bytes and name local paths."""
+        source, options = self.source_of(variant)
+        with knobs.compilation.scope():
+            knobs.compilation.disable_line_info = True
+            kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+        return to_binary(source, kernel, capability)
 
     def load(self, variant: Any, capability: int, index: int) -> Any:
         """The kernel for CUDA device ``index``, the current one: Triton loads it there at its first use."""
-        kernel = self._loaded.get((variant, index))
+        kernel = self.loaded.get((variant, index))
         if kernel is None:
-            kernel = self._loaded[variant, index] = self.compile(variant, capability)
+            kernel = self.loaded[variant, index] = self.compile(variant, capability)
         return kernel
 
     def jobs(
@@ -52,15 +69,12 @@ class Variants:
         wanted: dict[tuple[Any, int], None] = {}
         for problem in problems:
             for config in configs_of(problem):
-                if self._has_kernel(config):
-                    wanted[self._variant_of(config, problem), device.capability] = None
+                if self._spec.config_has_kernel(config):
+                    wanted[self.variant_of(config, problem), device.capability] = None
         return list(wanted)
 
     def is_ready(self, config: Config, problem: Problem, index: int) -> bool:
         """Whether launching ``config`` on CUDA device ``index`` neither compiles nor loads a kernel."""
-        return not self._has_kernel(config) or (self._variant_of(config, problem), index) in self._loaded
-
-
-def power_of_two_in(value: int) -> int:
-    """The largest power of two, up to 16, that divides ``value``."""
-    return min(16, value & -value)
+        if not self._spec.config_has_kernel(config):
+            return True
+        return (self.variant_of(config, problem), index) in self.loaded

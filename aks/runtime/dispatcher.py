@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import fields
@@ -16,8 +17,11 @@ from torch.nn import functional
 
 from aks.core.device import DeviceSpec, current_device
 from aks.core.errors import AksError, UnsupportedRoutineError
-from aks.ops.gemm import launch, reference
+from aks.ops.gemm import reference
+from aks.ops.gemm.call import Call, call_of
+from aks.ops.gemm.routines import Scratch, bind_routine
 from aks.ops.gemm.spec import GEMM, GemmConfig, GemmProblem
+from aks.runtime import native
 from aks.runtime.predictor import Predictor
 
 _FIELDS = tuple(field.name for field in fields(GemmProblem))
@@ -26,18 +30,25 @@ _FIELDS = tuple(field.name for field in fields(GemmProblem))
 class GemmDispatcher:
     """Runs ``y = x @ w.T`` on one GPU with whatever config the tree names for it.
 
-    Kernels are compiled when first needed, and kept. The workspace of split-K belongs to a stream:
-    launches of one stream follow one another, so they share it. CUDA graphs captured on one stream
-    share it too, and must not be replayed at the same time. While a stream is being captured nothing
-    may be allocated, so one workspace is kept in reserve for it.
+    With ``kernels`` (a bundle's, loaded by the native module) it selects and launches there: nothing is
+    compiled or loaded while serving. The vendor's and cuBLASLt's routines are run from here in any case.
+
+    Without them, kernels are compiled when first needed, and kept. The workspace of split-K belongs to a
+    stream: launches of one stream follow one another, so they share it. CUDA graphs captured on one stream
+    share it too, and must not be replayed at the same time. While a stream is being captured nothing may be
+    allocated, so one workspace is kept in reserve for it.
     """
 
-    def __init__(self, predictor: Predictor, device: DeviceSpec, index: int = 0) -> None:
+    def __init__(
+        self, predictor: Predictor, device: DeviceSpec, index: int = 0, kernels: native.Kernels | None = None
+    ) -> None:
         self.predictor = predictor
         self.device = device
         self.index = index
-        self._scratch: dict[int, launch.Scratch] = {}
-        self._spare: launch.Scratch | None = None
+        self.kernels = kernels
+        self._launch = kernels.launch if kernels else None
+        self._scratch: dict[int, Scratch] = {}
+        self._spare: Scratch | None = None
         self._lock = threading.Lock()
 
     def choose(self, problem: GemmProblem) -> GemmConfig:
@@ -45,24 +56,51 @@ class GemmDispatcher:
         choice: Any = self.predictor.configs[self.predictor.select(*(getattr(problem, name) for name in _FIELDS))]
         return choice
 
-    def run(self, x: Tensor, w: Tensor, out: Tensor, problem: GemmProblem) -> None:
-        """Write ``x @ w.T`` into ``out`` on the current stream.
+    def run(self, x: Tensor, w: Tensor, out: Tensor, call: Call) -> None:
+        """Write ``x @ w.T`` into ``out`` on the current stream of this dispatcher's GPU, on which they are.
 
-        x [M, K], w [N, K] or [K, N] as ``problem.w_layout`` says, out [M, N]; rows contiguous, all on
-        this dispatcher's GPU.
+        call: ``call_of`` these tensors, which are as it says.
         """
-        stream = torch.cuda.current_stream(self.index).cuda_stream
-        config = self.choose(problem)
-        scratch = self._scratch_of(stream)
-        # During a capture neither memory nor a module may be had: run each shape once before it.
-        if scratch and (launch.is_ready(config, problem, self.index) or not torch.cuda.is_current_stream_capturing()):
+        stream = _current_stream(self.index)
+        chosen = None
+        if self._launch is not None:
+            answer = self._launch(*call, stream)
+            if answer >= 0:
+                return
+            chosen = -1 - answer
+        with torch.cuda.device(self.index):
+            self._run_here(x, w.T if call.w_layout else w, out, call.problem(), chosen, stream)
+
+    def _run_here(
+        self, x: Tensor, w: Tensor, out: Tensor, problem: GemmProblem, chosen: int | None, stream: int
+    ) -> None:
+        """Run what the native dispatcher has left; chosen is the config that it answered, None if there is none."""
+        config: Any = self.choose(problem)  # counts what the tree did not know, whoever chose
+        if chosen is not None:
+            config = self.predictor.configs[chosen]
+        scratch = self._scratch_of(stream) if config != GEMM.vendor else None
+        if scratch:
             # Not supported: this cuBLASLt lacks an algorithm that the one of the training had.
             with suppress(UnsupportedRoutineError):
-                launch.bind(config, problem, x, w, out, device=self.device, scratch=scratch)(stream)
-                return
+                if bound := self._bind(config, problem, x, w, out, scratch):
+                    bound(stream)
+                    return
         reference.vendor(problem, x, w, out)()
 
-    def _scratch_of(self, stream: int) -> launch.Scratch | None:
+    def _bind(
+        self, config: GemmConfig, problem: GemmProblem, x: Tensor, w: Tensor, out: Tensor, scratch: Scratch
+    ) -> Callable[[int], object] | None:
+        """A function of the stream; None if it would compile or load a kernel, and may not."""
+        if not GEMM.launch_spec.config_has_kernel(config):
+            return bind_routine(config, problem, x, w, out, scratch)
+        from aks.ops.gemm import launch  # imports triton, which serving from a bundle does not need
+
+        # During a capture neither memory nor a module may be had: run each shape once before it.
+        if not launch.is_ready(config, problem, self.index) and torch.cuda.is_current_stream_capturing():
+            return None
+        return launch.bind(config, problem, x, w, out, device=self.device, scratch=scratch)
+
+    def _scratch_of(self, stream: int) -> Scratch | None:
         """Memory of the stream; None if it has none yet, is being captured, and another capture took the reserve."""
         scratch = self._scratch.get(stream)
         if scratch is not None and self._spare is not None:
@@ -77,9 +115,9 @@ class GemmDispatcher:
                 self._scratch[stream] = scratch
         return scratch
 
-    def _allocate(self) -> launch.Scratch:
-        def make() -> launch.Scratch:
-            scratch = launch.Scratch(torch.device("cuda", self.index))
+    def _allocate(self) -> Scratch:
+        def make() -> Scratch:
+            scratch = Scratch(torch.device("cuda", self.index))
             torch.cuda.current_stream(self.index).synchronize()  # its zeros are there for every stream
             return scratch
 
@@ -88,15 +126,29 @@ class GemmDispatcher:
             return another_thread.submit(make).result()
 
 
+def _current_stream(device: int) -> int:
+    return torch.cuda.current_stream(device).cuda_stream
+
+
+with suppress(ImportError):  # not in builds for CPUs; what code compiled by PyTorch calls, at a tenth of the cost
+    from torch._C import _cuda_getCurrentRawStream as _current_stream
+
+
 @functools.cache
 def dispatcher_of(index: int) -> GemmDispatcher | None:
     """The dispatcher of CUDA device ``index``; None, with a warning, if no tree fits it."""
     device = current_device(index)
     try:
-        return GemmDispatcher(Predictor.load(GEMM, device=device), device, index)
+        predictor = Predictor.load(GEMM, device=device)
     except AksError as error:
         warnings.warn(f"aks.linear runs torch's own kernels on {device.name}: {error}", stacklevel=3)
         return None
+    try:
+        kernels = native.load_kernels(predictor.bundle, index)
+    except AksError as error:
+        warnings.warn(f"aks.linear compiles its kernels as they are needed on {device.name}: {error}", stacklevel=3)
+        kernels = None
+    return GemmDispatcher(predictor, device, index, kernels)
 
 
 def linear(x: Tensor, w: Tensor, *, out: Tensor | None = None, static_weights: bool = False) -> Tensor:
@@ -123,22 +175,35 @@ def linear(x: Tensor, w: Tensor, *, out: Tensor | None = None, static_weights: b
     What aks does not take (other dtypes, a CPU, gradients, no tree for the GPU, odd strides) goes to
     ``torch.nn.functional.linear``, whose errors are then raised.
     """
-    if x.is_cuda and w.device == x.device and x.dim() and w.dim() == 2 and not _needs_grad(x, w):
-        rows = x.reshape(-1, x.shape[-1])
-        shape = (*x.shape[:-1], w.shape[0])
-        result = x.new_empty(shape) if out is None else out
-        if result.shape == shape and result.is_contiguous() and result.device == x.device:
-            columns = result.view(-1, w.shape[0])
-            problem = launch.problem_of(rows, w, columns, static_weights)
-            dispatcher = dispatcher_of(x.get_device()) if problem else None
-            if problem and dispatcher:
-                with torch.cuda.device(x.device):
-                    dispatcher.run(rows, w if problem.w_layout == "nk" else w.T, columns, problem)
-                return result
+    if (
+        x.is_cuda
+        and w.is_cuda
+        and not _needs_grad(x, w)
+        and (result := _dispatch(x, w, out, static_weights)) is not None
+    ):
+        return result
     if out is None:
         return functional.linear(x, w)
     return out.copy_(functional.linear(x, w))
 
 
-def _needs_grad(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+def _dispatch(x: Tensor, w: Tensor, out: Tensor | None, static_weights: bool) -> Tensor | None:
+    """The result of our kernels; None if they do not take these tensors. x and w are on GPUs."""
+    index = x.get_device()
+    if not x.dim() or w.dim() != 2 or w.get_device() != index:
+        return None
+    shape = (*x.shape[:-1], w.shape[0])
+    result = x.new_empty(shape) if out is None else out
+    if out is not None and (out.shape != shape or not out.is_contiguous() or out.device != x.device):
+        return None
+    rows, columns = (x, result) if x.dim() == 2 else (x.reshape(-1, x.shape[-1]), result.view(-1, w.shape[0]))
+    call = call_of(rows, w, columns, static_weights)
+    dispatcher = dispatcher_of(index) if call else None
+    if not call or not dispatcher:
+        return None
+    dispatcher.run(rows, w, columns, call)
+    return result
+
+
+def _needs_grad(x: Tensor, w: Tensor) -> bool:
+    return (x.requires_grad or w.requires_grad) and torch.is_grad_enabled()

@@ -6,6 +6,7 @@ ever run.
 
 from __future__ import annotations
 
+import math
 import operator
 import os
 import threading
@@ -146,7 +147,7 @@ class Predictor:
     def _compile(self) -> tuple[Callable[..., int], Callable[..., Config]]:
         arguments = argument_list(self.tree)
         namespace: dict[str, Any] = {
-            "__builtins__": {"int": int, "min": min, "max": max},
+            "__builtins__": {"gcd": math.gcd, "int": int, "min": min, "max": max},
             "_outside": self._outside,
             "_abstain": self._abstain,
             "_configs": self.configs,

@@ -28,6 +28,7 @@ def _extend(inner):
         inner.map("next_pow2({} + 1)".format),
         pair.map("min({0[0]}, {0[1]})".format),
         pair.map("max({0[0]}, {0[1]})".format),
+        pair.map("gcd({0[0]}, {0[1]})".format),
         pair.map("({0[0]} // ({0[1]} + 1))".format),
     )
 

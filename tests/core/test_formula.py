@@ -22,6 +22,7 @@ C_PRELUDE = """
 static int64_t aks_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static int64_t aks_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static int64_t aks_max(int64_t a, int64_t b) { return a > b ? a : b; }
+static int64_t aks_gcd(int64_t a, int64_t b) { while (b) { int64_t r = a % b; a = b; b = r; } return a; }
 static int64_t aks_next_pow2(int64_t a) { int64_t p = 1; while (p < a) p *= 2; return p; }
 """
 
@@ -34,8 +35,8 @@ def _grow(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
         st.builds("({} {} {})".format, inner, st.sampled_from(["+", "*"]), inner),
         st.builds("({} {} {})".format, inner, st.sampled_from(["//", "%"]), positive),
         st.builds("ceil_div({}, {})".format, inner, positive),
-        st.builds("{}({}, {})".format, st.sampled_from(["min", "max"]), inner, inner),
-        st.builds("min({}, {}, {})".format, inner, inner, inner),
+        st.builds("{}({}, {})".format, st.sampled_from(["min", "max", "gcd"]), inner, inner),
+        st.builds("{}({}, {}, {})".format, st.sampled_from(["min", "gcd"]), inner, inner, inner),
         st.builds("next_pow2(max(1, {}))".format, inner),
     )
 

@@ -14,12 +14,12 @@ from aks.cli import app
 from aks.core.device import find_device
 from aks.evaluate import run
 from aks.evaluate.devices import (
+    ANALYTIC,
     COPY,
     COVERED,
     MODEL,
     NEAREST_TREE,
     OWN_TREE,
-    ROOFLINE,
     TREE,
     by_device,
     device_choosers,
@@ -52,7 +52,7 @@ def result(files):
 
 
 def test_every_alternative_is_scored_on_every_device_and_the_zero_shot_tree_beats_the_vendor(result):
-    names = {"vendor", ROOFLINE, COPY, NEAREST_TREE, MODEL, "XGBoost selector", TREE, COVERED, OWN_TREE, "oracle"}
+    names = {"vendor", ANALYTIC, COPY, NEAREST_TREE, MODEL, "XGBoost selector", TREE, COVERED, OWN_TREE, "oracle"}
     assert [group.group for group in result.groups] == list(PARTS)
     assert all({row.chooser for row in group.rows} == names for group in result.groups)
     overall = {row.chooser: row.score for row in result.overall}

@@ -14,7 +14,7 @@ from torch.nn import functional
 import aks
 from aks.core.device import find_device
 from aks.export.bundle import export
-from aks.ops.gemm import launch
+from aks.ops.gemm.call import problem_of
 from aks.ops.gemm.spec import GEMM, GemmProblem
 from aks.runtime import dispatcher as dispatchers
 from aks.runtime.predictor import Predictor
@@ -58,7 +58,7 @@ def test_wrong_shapes_raise_what_torch_raises() -> None:
 )
 def test_tensors_to_problem(x, w, expected) -> None:
     out = torch.empty(x.shape[0], w.shape[0], dtype=torch.bfloat16)
-    problem = launch.problem_of(x, w, out, True)
+    problem = problem_of(x, w, out, True)
     assert (problem and (problem.w_layout, problem.alignment)) == expected
 
 

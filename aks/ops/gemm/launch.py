@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from triton import knobs
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from aks.core.device import DeviceSpec
-from aks.core.formula import ceil_div, next_pow2
-from aks.ops.gemm import cublaslt, kernels, reference
-from aks.ops.gemm.spec import CUBLASLT_ALGOS, SPLIT_WORKSPACE_BYTES, GemmConfig, GemmProblem
-from aks.ops.variants import Variants, power_of_two_in
+from aks.ops.gemm import kernels
+from aks.ops.gemm.launch_spec import LAUNCH_SPEC
+from aks.ops.gemm.routines import Scratch, bind_routine
+from aks.ops.gemm.spec import GemmConfig, GemmProblem
+from aks.ops.variants import Variants
 
-_DTYPE_NAMES = {dtype: name for name, dtype in reference.DTYPES.items()}
 _KERNELS = {
     "gemv": kernels.gemv_kernel,
     "stream": kernels.stream_kernel,
@@ -29,10 +28,9 @@ _KERNELS = {
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One compiled kernel: a config and what of the problem the compiler must know.
+    """One compiled kernel: a config, and what of the problem the compiler must know (``launch_spec``).
 
-    vector_bytes divides every pointer, every row stride and the bytes of a row of K and of N: loads
-    are as wide as it allows. rows is the power of two that covers M, for kernels that hold all of x.
+    vector_bytes divides every pointer, every row stride and the bytes of a row of K and of N.
     """
 
     config: GemmConfig
@@ -43,18 +41,11 @@ class Variant:
     rows: int
 
 
-def variant_of(config: GemmConfig, problem: GemmProblem) -> Variant:
-    """The variant that runs ``config`` on ``problem``."""
-    # Descriptors need no masks along K, so their kernels have no variant for it.
-    pointer_loads = config.kind in ("gemv", "tiled")
-    return Variant(
-        config=config,
-        dtype=problem.dtype,
-        w_kn=problem.w_layout == "kn",
-        vector_bytes=min(problem.alignment, power_of_two_in(2 * problem.n), power_of_two_in(2 * problem.k)),
-        even_k=pointer_loads and problem.k % (config.block_k * config.split_k) == 0,
-        rows=0 if config.block_m else next_pow2(problem.m),
-    )
+def make_variant(config: GemmConfig, values: Sequence[int]) -> Variant:
+    """The variant of ``config`` with these values of ``LAUNCH_SPEC.variant``."""
+    dtype, w_kn, vector_bytes, wide_rows, even_k, rows = values
+    divisor = vector_bytes or (16 if wide_rows else 2)
+    return Variant(config, GemmProblem.CHOICES["dtype"][dtype], bool(w_kn), divisor, bool(even_k), rows)
 
 
 def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
@@ -133,8 +124,9 @@ def _divisor(name: str, variant: Variant) -> int:
             return 1
 
 
-VARIANTS = Variants(variant_of, source_of, lambda config: config.kind in _KERNELS)
-compile_variant, compile_jobs, is_ready = VARIANTS.compile, VARIANTS.jobs, VARIANTS.is_ready
+VARIANTS = Variants(LAUNCH_SPEC, make_variant, source_of)
+variant_of, compile_variant = VARIANTS.variant_of, VARIANTS.compile
+compile_jobs, is_ready = VARIANTS.jobs, VARIANTS.is_ready
 
 
 def compile_job(job: tuple[Variant, int]) -> None:
@@ -142,41 +134,9 @@ def compile_job(job: tuple[Variant, int]) -> None:
     compile_variant(*job)
 
 
-def problem_of(x, w, out, static_weights: bool) -> GemmProblem | None:
-    """The problem that tensors pose; None if these kernels do not take them.
-
-    x [M, K], w [N, K] (as it is, or a transposed view of [K, N] rows) and out [M, N], on one device.
-    """
-    dtype = _DTYPE_NAMES.get(x.dtype)
-    if dtype is None or not (x.dtype == w.dtype == out.dtype and x.dim() == w.dim() == out.dim() == 2):
-        return None
-    (m, k), n = x.shape, w.shape[0]
-    if not m * n * k or w.shape[1] != k or out.shape != (m, n):
-        return None
-    if w.stride(1) == 1 and w.stride(0) >= k:
-        w_layout, stored = "nk", w
-    elif w.stride(0) == 1 and w.stride(1) >= n:
-        w_layout, stored = "kn", w.T
-    else:
-        return None
-    if x.stride(1) != 1 or x.stride(0) < k or out.stride(1) != 1 or out.stride(0) < n:
-        return None
-    return GemmProblem(m, n, k, dtype, w_layout, reference.alignment_of(x, stored, out), static_weights)
-
-
-class Scratch:
-    """Workspace and counters of one stream: split-K launches on it follow one another, so they share."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.workspace = torch.empty(SPLIT_WORKSPACE_BYTES // 4, dtype=torch.float32, device=device)
-        self.counters = torch.zeros(1 << 16, dtype=torch.int32, device=device)
-
-
 def grid_of(config: GemmConfig, problem: GemmProblem, sm_count: int) -> int:
     """Programs to launch."""
-    rows = config.block_m or problem.m  # matrix-vector kernels hold all rows of x
-    tiles = ceil_div(problem.m, rows) * ceil_div(problem.n, config.block_n)
-    return min(tiles, sm_count * config.ctas_per_sm) if config.ctas_per_sm else tiles * config.split_k
+    return LAUNCH_SPEC.count_programs(config, problem.variables(), sm_count)
 
 
 def bind(
@@ -191,11 +151,8 @@ def bind(
     UnsupportedAlgoError
         If cuBLASLt offers fewer algorithms than the config's index asks for.
     """
-    if config.kind == "torch_mm":
-        vendor = reference.vendor(problem, x, w, out)
-        return lambda stream: vendor()
-    if config.kind == "cublaslt":
-        return _bind_cublaslt(config, problem, x, w, out, scratch)
+    if not LAUNCH_SPEC.config_has_kernel(config):
+        return bind_routine(config, problem, x, w, out, scratch)
     variant = variant_of(config, problem)
     if knobs.runtime.interpret:
         arguments = arguments_of(config, variant, problem, x, w, out, scratch)
@@ -208,21 +165,6 @@ def bind(
 
     def launch(stream: int) -> None:
         run(grid, 1, 1, stream, function, metadata, None, None, None, *arguments)
-
-    return launch
-
-
-def _bind_cublaslt(config: GemmConfig, problem: GemmProblem, x, w, out, scratch: Scratch) -> Callable[[int], object]:
-    library = cublaslt.for_device(x.get_device())
-    plan = library.plan(
-        config.algo, m=problem.m, n=problem.n, k=problem.k, dtype=problem.dtype, w_layout=problem.w_layout,
-        ldx=x.stride(0), ldw=w.stride(0), ldo=out.stride(0), count=CUBLASLT_ALGOS,
-    )  # fmt: skip
-    workspace = scratch.workspace.data_ptr()
-    pointers = x.data_ptr(), w.data_ptr(), out.data_ptr()
-
-    def launch(stream: int) -> None:
-        plan.launch(*pointers, workspace, cublaslt.WORKSPACE_BYTES, stream)
 
     return launch
 

@@ -93,6 +93,8 @@ CUBLASLT_ALGOS = 4
 """Entries of cuBLASLt's ranking that are configs."""
 SPLIT_WORKSPACE_BYTES = 64 << 20
 """Room for the partial sums of split-K: one buffer a stream."""
+SPLIT_COUNTERS = 1 << 16
+"""Tiles that split-K can have: each counts the programs that have arrived."""
 
 # (pdl, prefetch_kib): no dependent launch; an early start that brings weights into L2; and into registers.
 _STARTS = ((0, 0), (1, 32), (2, 32))
@@ -292,6 +294,6 @@ GEMM = Op(
     flops="2 * m * n * k",
     bytes_moved="2 * (m * n + m * k + n * k)",
     weight_bytes="2 * n * k",
-    analytic_ns=analytic_ns(_PROGRAMS, f"{_BLOCK_M} * {_BLOCK_N}", f"{_STEPS} * {_BLOCK_K}", "2"),
+    analytic_ns=analytic_ns(_PROGRAMS, _BLOCK_M, _BLOCK_N, f"{_STEPS} * {_BLOCK_K}", "2"),
     partition_tree_features=tuple(feature.name for feature in _TILE_WAVES),
 )

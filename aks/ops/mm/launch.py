@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,11 @@ from triton import knobs
 from triton.compiler import ASTSource
 
 from aks.core.device import DeviceSpec
-from aks.core.formula import ceil_div
 from aks.ops.mm import reference
 from aks.ops.mm.kernels import mm_kernel
+from aks.ops.mm.launch_spec import LAUNCH_SPEC
 from aks.ops.mm.spec import ELEMENT_BYTES, MmConfig, MmProblem
-from aks.ops.variants import Variants, power_of_two_in
+from aks.ops.variants import Variants
 
 _GROUP_M = 8
 """Rows of tiles that go together: what the template of PyTorch Inductor has."""
@@ -23,11 +23,7 @@ _GROUP_M = 8
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One compiled kernel: a config and what of the problem the compiler must know.
-
-    alignment is the problem's; m_bytes, n_bytes, k_bytes divide (up to 16) the bytes of M, N or K
-    contiguous elements, where loads and stores run along them: they are as wide as these allow.
-    """
+    """One compiled kernel: a config, and what of the problem the compiler must know (``launch_spec``)."""
 
     config: MmConfig
     dtype: str
@@ -40,22 +36,11 @@ class Variant:
     even_k: bool
 
 
-def variant_of(config: MmConfig, problem: MmProblem) -> Variant:
-    """The variant that runs ``config`` on ``problem``."""
-    size = ELEMENT_BYTES[problem.dtype]
-    x_km, even_k = problem.x_layout == "km", problem.k % config.block_k == 0
-    return Variant(
-        config=config,
-        dtype=problem.dtype,
-        x_km=x_km,
-        w_kn=problem.w_layout == "kn",
-        alignment=problem.alignment,
-        m_bytes=power_of_two_in(size * problem.m) if x_km else size,
-        n_bytes=power_of_two_in(size * problem.n),
-        # Where there is no mask along K, nothing depends on it.
-        k_bytes=size if even_k else power_of_two_in(size * problem.k),
-        even_k=even_k,
-    )
+def make_variant(config: MmConfig, values: Sequence[int]) -> Variant:
+    """The variant of ``config`` with these values of ``LAUNCH_SPEC.variant``."""
+    dtype, x_km, w_kn, alignment, m_bytes, n_bytes, k_bytes, even_k = values
+    name = MmProblem.CHOICES["dtype"][dtype]
+    return Variant(config, name, bool(x_km), bool(w_kn), alignment, m_bytes, n_bytes, k_bytes, bool(even_k))
 
 
 def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
@@ -96,8 +81,9 @@ def _constants(variant: Variant) -> dict[str, Any]:
     }
 
 
-VARIANTS = Variants(variant_of, source_of, lambda config: config.kind == "triton")
-compile_variant, compile_jobs, is_ready = VARIANTS.compile, VARIANTS.jobs, VARIANTS.is_ready
+VARIANTS = Variants(LAUNCH_SPEC, make_variant, source_of)
+variant_of, compile_variant = VARIANTS.variant_of, VARIANTS.compile
+compile_jobs, is_ready = VARIANTS.jobs, VARIANTS.is_ready
 
 
 def compile_job(job: tuple[Variant, int]) -> None:
@@ -123,7 +109,7 @@ def bind(
         vendor = reference.vendor(problem, x, w, out)
         return lambda stream: vendor()
     variant = variant_of(config, problem)
-    grid = ceil_div(problem.m, config.block_m) * ceil_div(problem.n, config.block_n)
+    grid = LAUNCH_SPEC.count_programs(config, problem.variables(), device.sm_count)
     arguments = _arguments(variant, problem, x, w, out)
     if knobs.runtime.interpret:
         return lambda stream: mm_kernel[(grid,)](*arguments)

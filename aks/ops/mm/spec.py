@@ -191,6 +191,6 @@ MM = Op(
     flops="2 * m * n * k",
     bytes_moved=f"{_BYTES} * {_IO}",
     weight_bytes=f"{_BYTES} * n * k",
-    analytic_ns=analytic_ns(_PROGRAMS, _TILE, _STEPS_K, _BYTES),
+    analytic_ns=analytic_ns(_PROGRAMS, _BLOCK_M, _BLOCK_N, _STEPS_K, _BYTES),
     partition_tree_features=tuple(feature.name for feature in _TILE_WAVES),
 )

@@ -1,0 +1,69 @@
+"""From tensors to what they pose: a problem and its operands as plain integers. Imports torch, not triton."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from aks.ops.gemm import reference
+from aks.ops.gemm.spec import GemmProblem
+
+_DTYPE_CODES = {dtype: GemmProblem.CHOICES["dtype"].index(name) for name, dtype in reference.DTYPES.items()}
+
+
+class Call(NamedTuple):
+    """What tensors pose, as ``LAUNCH_SPEC`` names it: the problem without its alignment, then the operands.
+
+    The native dispatcher takes it as it stands. dtype and w_layout are indices into ``GemmProblem.CHOICES``;
+    row strides are in elements.
+    """
+
+    m: int
+    n: int
+    k: int
+    dtype: int
+    w_layout: int
+    static_weights: bool
+    x_ptr: int
+    w_ptr: int
+    out_ptr: int
+    x_row: int
+    w_row: int
+    out_row: int
+
+    def problem(self) -> GemmProblem:
+        """The problem, its alignment worked out."""
+        alignment = math.gcd(16, *self[6:9], 2 * self.x_row, 2 * self.w_row, 2 * self.out_row)
+        choices = GemmProblem.CHOICES
+        dtype, w_layout = choices["dtype"][self.dtype], choices["w_layout"][self.w_layout]
+        return GemmProblem(self.m, self.n, self.k, dtype, w_layout, alignment, self.static_weights)
+
+
+def call_of(x, w, out, static_weights: bool) -> Call | None:
+    """The call that tensors pose; None if these kernels do not take them.
+
+    x [M, K], w [N, K] (as it is, or a transposed view of [K, N] rows) and out [M, N], on one device.
+    """
+    dtype = _DTYPE_CODES.get(x.dtype)
+    if dtype is None or w.dtype != x.dtype or out.dtype != x.dtype or not x.dim() == w.dim() == out.dim() == 2:
+        return None
+    (m, k), (n, w_columns), (x_row, x_step), (out_row, out_step) = x.shape, w.shape, x.stride(), out.stride()
+    if not m * n * k or w_columns != k or out.shape != (m, n):
+        return None
+    if x_step != 1 or x_row < k or out_step != 1 or out_row < n:
+        return None
+    outer, inner = w.stride()
+    if inner == 1 and outer >= k:
+        w_layout, w_row = 0, outer
+    elif outer == 1 and inner >= n:
+        w_layout, w_row = 1, inner
+    else:
+        return None
+    pointers = x.data_ptr(), w.data_ptr(), out.data_ptr()
+    return Call(m, n, k, dtype, w_layout, static_weights, *pointers, x_row, w_row, out_row)
+
+
+def problem_of(x, w, out, static_weights: bool) -> GemmProblem | None:
+    """The problem of ``call_of``."""
+    call = call_of(x, w, out, static_weights)
+    return call and call.problem()

@@ -1,0 +1,91 @@
+"""How a call of an op becomes a launch of one of its kernels, as formulas. Standard library and core only.
+
+Python, the bundle's exporter and the native dispatcher read the same texts, so they choose the same kernel,
+grid and arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from aks.core import formula
+from aks.core.config import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One thing of a problem that the compiler must know: a formula over problem and config.
+
+    values are all that it may have, for legal configs: the kernels of a config are among their combinations.
+    """
+
+    name: str
+    formula: str
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """An argument that is a tensor descriptor of contiguous rows: formulas over the call.
+
+    pointer is the address of the first element, row_stride in elements.
+    """
+
+    pointer: str
+    rows: str
+    columns: str
+    row_stride: str
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Device memory of a stream that its launches share: all zero before the first, and as a kernel leaves it."""
+
+    name: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class LaunchSpec:
+    """What an op adds to its spec so that its kernels can be bundled.
+
+    A call is a table of integers: the problem as formulas see it, ``operands`` (addresses, row strides in
+    elements) and the addresses of ``scratch``. ``derived`` gives the problem's parameters that follow from
+    the operands. ``has_kernel`` and ``needs_scratch`` are over a config; ``variant`` is over problem and
+    config, ``programs`` (the grid) over these and the device, ``arguments`` (by the kernels' names for
+    them) over the call.
+    """
+
+    operands: tuple[str, ...]
+    derived: Mapping[str, str]
+    has_kernel: str
+    variant: tuple[Part, ...]
+    programs: str
+    arguments: Mapping[str, str | Matrix]
+    scratch: tuple[Buffer, ...] = ()
+    needs_scratch: str = "False"
+
+    def config_has_kernel(self, config: Config) -> bool:
+        """Whether the config is one of our kernels, and not a vendor's routine."""
+        return bool(formula.compile_python(self.has_kernel)(config.variables()))
+
+    def config_needs_scratch(self, config: Config) -> bool:
+        """Whether the config's kernel uses ``scratch``."""
+        return bool(formula.compile_python(self.needs_scratch)(config.variables()))
+
+    def variant_values(self, config: Config, problem: Mapping[str, int]) -> tuple[int, ...]:
+        """Values of ``variant`` for a problem as formulas see it."""
+        return tuple(value(problem) for value in _folded(tuple(part.formula for part in self.variant), config))
+
+    def count_programs(self, config: Config, problem: Mapping[str, int], sm_count: int) -> int:
+        """Programs to launch."""
+        [count] = _folded((self.programs,), config)
+        return count({**problem, "sm_count": sm_count})
+
+
+@lru_cache(maxsize=16384)
+def _folded(texts: tuple[str, ...], config: Config) -> tuple[Callable[[Mapping[str, int]], int], ...]:
+    known = config.variables()
+    return tuple(formula.compile_python(formula.fold(text, known)) for text in texts)

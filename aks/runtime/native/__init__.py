@@ -1,0 +1,100 @@
+"""The native dispatcher: chooses a config and launches its kernel in about the time that the driver takes.
+
+It is optional: a C++ module that ``pip install`` builds where there is a C++20 compiler (see ``CMakeLists.txt``
+for a build by hand), without CUDA or PyTorch. What it serves is a folder that ``aks export --bundle`` wrote.
+Where either is missing, ``aks.runtime.dispatcher`` does the same in Python, with Triton. ``aks.h`` has the same
+for C and C++.
+
+``Kernels.launch`` takes plain integers and gives the interpreter's lock back while the driver works: its queue
+may be full, and other threads go on meanwhile. It allocates nothing, but for the scratch memory of a stream that
+is new to it.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from typing import Protocol
+
+from aks.core import artifact, kernel_files
+from aks.core.bundle import Bundle
+from aks.core.errors import ArtifactError
+
+DRIVER = "libcuda.so.1"
+
+
+class Kernels(Protocol):
+    """The kernels of a bundle, loaded on one GPU. Safe to share between threads."""
+
+    problem_count: int
+    call_count: int
+
+    def select(self, *problem: int) -> int:
+        """Index of the config for a problem as formulas see it: a value for each parameter of the tree."""
+        ...
+
+    def launch(self, *call_and_stream: int) -> int:
+        """Select and launch. The config's index, or ``-1 - index`` if it is for the caller to run.
+
+        A call has the tree's parameters, without those that follow from the operands (alignment), then the
+        operands (``LaunchSpec.operands``), then the stream. Addresses must be valid, rows contiguous.
+
+        Raises
+        ------
+        DriverError
+            If the driver refuses.
+        InvalidProblemError
+            If there are too few or too many values.
+        """
+        ...
+
+    def time(self, repeats: int, driver_alone: bool, *call_and_stream: int) -> list[int]:
+        """Host nanoseconds of each of so many launches, without Python: whole, or of the driver's call alone."""
+        ...
+
+    def counts(self) -> dict[str, int]:
+        """What happened since loading.
+
+        modules and allocations that were made; launches; illegal_favourites, whose successor ran;
+        without_kernel and without_scratch, calls that were left to the vendor's routine for want of these.
+        """
+        ...
+
+
+def is_built() -> bool:
+    """Whether the module is there."""
+    try:
+        import_module("aks.runtime.native._native")
+    except ImportError:
+        return False
+    return True
+
+
+def load_kernels(bundle: Bundle, index: int = 0, driver: str = DRIVER) -> Kernels | None:
+    """The bundle's kernels on CUDA device ``index``, in its primary context (which PyTorch uses).
+
+    None if the folder was exported without kernels, or the module is not built.
+
+    Raises
+    ------
+    ArtifactError
+        If the files are damaged, malformed, or for another tree or GPU.
+    DriverError
+        If the driver is missing, too old for the kernels, or fails.
+    """
+    if kernel_files.TABLE_FILE not in bundle.manifest["files"] or not is_built():
+        return None
+    table, code = (
+        artifact.read_member(bundle.folder, bundle.manifest, name)
+        for name in (kernel_files.TABLE_FILE, kernel_files.CODE_FILE)
+    )
+    _check_same(bundle, table)
+    return import_module("aks.runtime.native._native").Kernels(table, code, index, driver)
+
+
+def _check_same(bundle: Bundle, table: bytes) -> None:
+    tree = bundle.tree
+    document = json.loads(table) if table else {}
+    found = [document.get(name) for name in ("op", "device", "space_fingerprint")]
+    if found != [tree.op, tree.device, tree.space_fingerprint]:
+        raise ArtifactError(f"{bundle.folder}: kernels and tree are of different exports: {found}; {artifact.REDO}")

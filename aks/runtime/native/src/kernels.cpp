@@ -1,0 +1,351 @@
+#include "kernels.hpp"
+
+#include <algorithm>
+#include <chrono>
+
+#include "error.hpp"
+
+namespace aks {
+
+namespace {
+
+constexpr size_t kVendor = 0;
+
+std::string version_text(int cuda) { return std::to_string(cuda / 1000) + "." + std::to_string(cuda % 1000 / 10); }
+
+void check_count(size_t got, size_t wanted, const char *what) {
+    if (got != wanted) {
+        throw Error(AKS_ERROR_ARGUMENT, std::string(what) + " has " + std::to_string(got) + " values; wanted " +
+                                            std::to_string(wanted) + ": see aks.h and kernels.json");
+    }
+}
+
+}  // namespace
+
+Kernels::Kernels(std::string_view table, std::string_view code, int device, const std::string &driver)
+    : table_(table, code), driver_(cuda::Driver::open(driver)) {
+    int version = 0, major = 0, minor = 0, sm_count = 0;
+    driver_.check(driver_.cuInit(0), "cuInit");
+    driver_.check(driver_.cuDriverGetVersion(&version), "cuDriverGetVersion");
+    if (version < table_.cuda) {
+        throw Error(AKS_ERROR_DRIVER, "the driver has CUDA " + version_text(version) + "; these kernels need " +
+                                          version_text(table_.cuda) +
+                                          " or newer: update the driver, or export with an older Triton");
+    }
+    // Drivers up to 13.1 mark maps of less than 128 KiB wrongly; Triton 3.7 and CUTLASS clear the bit.
+    fix_maps_ = version <= 13010;
+    driver_.check(driver_.cuDeviceGet(&device_, device), "cuDeviceGet");
+    driver_.check(driver_.cuDeviceGetAttribute(&major, cuda::kCapabilityMajor, device_), "cuDeviceGetAttribute");
+    driver_.check(driver_.cuDeviceGetAttribute(&minor, cuda::kCapabilityMinor, device_), "cuDeviceGetAttribute");
+    driver_.check(driver_.cuDeviceGetAttribute(&sm_count, cuda::kMultiprocessorCount, device_), "cuDeviceGetAttribute");
+    if (10 * major + minor != table_.capability || sm_count != table_.sm_count) {
+        throw Error(AKS_ERROR_DEVICE, "the kernels are for " + table_.device + " (capability " +
+                                          version_text(table_.capability * 100) + ", " +
+                                          std::to_string(table_.sm_count) + " SMs); device " + std::to_string(device) +
+                                          " has capability " + std::to_string(major) + "." + std::to_string(minor) +
+                                          " and " + std::to_string(sm_count) +
+                                          " SMs: export for it (aks export --bundle --device ...)");
+    }
+    driver_.check(driver_.cuDevicePrimaryCtxRetain(&context_, device_), "cuDevicePrimaryCtxRetain");
+    try {
+        const cuda::Current current(driver_, context_);
+        load_functions();
+        const bool any = std::any_of(table_.configs.begin(), table_.configs.end(),
+                                     [](const Config &config) { return config.needs_scratch; });
+        // Of the default stream, and for the first that is captured before it ever launched.
+        if (any) {
+            scratch_.reserve(kMaxStreams);
+            scratch_.push_back({nullptr, allocate()});
+            spare_ = allocate();
+        }
+    } catch (...) {
+        release();
+        throw;
+    }
+}
+
+Kernels::~Kernels() { release(); }
+
+void Kernels::release() noexcept {
+    if (!context_) return;
+    if (driver_.cuCtxPushCurrent(context_) == 0) {
+        for (const Scratch &scratch : scratch_) {
+            for (const cuda::Pointer buffer : scratch.buffers) driver_.cuMemFree(buffer);
+        }
+        for (const cuda::Pointer buffer : spare_) driver_.cuMemFree(buffer);
+        for (const cuda::Module module : modules_) driver_.cuModuleUnload(module);
+        cuda::Context popped;
+        driver_.cuCtxPopCurrent(&popped);
+    }
+    driver_.cuDevicePrimaryCtxRelease(device_);
+}
+
+void Kernels::load_functions() {
+    int most_shared = 0;
+    driver_.check(driver_.cuDeviceGetAttribute(&most_shared, cuda::kSharedBytesPerBlock, device_), "cuDeviceGetAttribute");
+    for (const std::string_view cubin : table_.cubins) {
+        const std::vector<char> image(cubin.begin(), cubin.end());  // aligned as allocators do
+        cuda::Module module = nullptr;
+        driver_.check(driver_.cuModuleLoadData(&module, image.data()), "cuModuleLoadData");
+        modules_.push_back(module);
+    }
+    for (const FunctionRow &row : table_.functions) {
+        if (row.shared_bytes > static_cast<unsigned>(most_shared)) {
+            throw Error(AKS_ERROR_DEVICE, row.name + " needs " + std::to_string(row.shared_bytes) +
+                                              " bytes of shared memory; the GPU has " + std::to_string(most_shared));
+        }
+        if (!row.boxes.empty() && !driver_.cuTensorMapEncodeTiled) {
+            throw Error(AKS_ERROR_DRIVER, "the driver has no cuTensorMapEncodeTiled; update it to CUDA 12 or newer");
+        }
+        cuda::Function function = nullptr;
+        driver_.check(driver_.cuModuleGetFunction(&function, modules_[static_cast<size_t>(row.cubin)], row.name.c_str()),
+                      "cuModuleGetFunction");
+        if (row.shared_bytes > 48 * 1024) {
+            driver_.check(driver_.cuFuncSetCacheConfig(function, cuda::kPreferShared), "cuFuncSetCacheConfig");
+            driver_.check(driver_.cuFuncSetAttribute(function, cuda::kMaxDynamicSharedBytes,
+                                                     static_cast<int>(row.shared_bytes)),
+                          "cuFuncSetAttribute");
+        }
+        // By default the driver would load it at its first launch, while serving.
+        if (driver_.cuFuncLoad) driver_.check(driver_.cuFuncLoad(function), "cuFuncLoad");
+        functions_.push_back(function);
+    }
+    table_.cubins.clear();  // the code is the caller's
+}
+
+int Kernels::choose(const int64_t *variables, size_t &rank) const noexcept {
+    rank = 0;
+    for (size_t at = 0; at < table_.parameters.size(); ++at) {
+        if (!table_.parameters[at].supports(variables[at])) return kVendor;
+    }
+    int place = table_.nodes.empty() ? -1 : 0;
+    while (place >= 0) {
+        const Node &node = table_.nodes[static_cast<size_t>(place)];
+        place = table_.formulas[static_cast<size_t>(node.formula)](variables) <= node.threshold ? node.left : node.right;
+    }
+    const std::vector<Option> &options = table_.leaves[static_cast<size_t>(-1 - place)].options;
+    for (;; ++rank) {
+        const Option &option = options[rank];
+        if (option.formula < 0 || table_.formulas[static_cast<size_t>(option.formula)](variables)) return option.config;
+    }
+}
+
+int Kernels::select(std::span<const int64_t> problem) const {
+    check_count(problem.size(), table_.parameters.size(), "a problem");
+    int64_t variables[kMaxVariables] = {};
+    std::copy(problem.begin(), problem.end(), variables);
+    size_t rank;
+    return choose(variables, rank);
+}
+
+const Kernel *Kernels::find(const Config &config, const int64_t *variables) const noexcept {
+    const size_t parts = config.variant.size();
+    int64_t key[kMaxKey];
+    for (size_t at = 0; at < parts; ++at) key[at] = table_.formulas[static_cast<size_t>(config.variant[at])](variables);
+    const auto found = std::lower_bound(
+        config.kernels.begin(), config.kernels.end(), key, [parts](const Kernel &kernel, const int64_t *wanted) {
+            return std::lexicographical_compare(kernel.key, kernel.key + parts, wanted, wanted + parts);
+        });
+    return found != config.kernels.end() && std::equal(key, key + parts, found->key) ? &*found : nullptr;
+}
+
+bool Kernels::launch(std::span<const int64_t> call, cuda::Stream stream, int &chosen) {
+    Prepared prepared;
+    if (!prepare(call, stream, chosen, prepared)) return false;
+    enqueue(prepared);
+    launches_.fetch_add(1, std::memory_order_relaxed);
+    if (prepared.rank) illegal_.fetch_add(1, std::memory_order_relaxed);
+    return true;
+}
+
+std::vector<int64_t> Kernels::time(std::span<const int64_t> call, cuda::Stream stream, size_t repeats,
+                                   bool driver_alone) {
+    using Clock = std::chrono::steady_clock;
+    constexpr size_t kQueue = 64;  // the driver's has room for a thousand
+    Prepared prepared;
+    int chosen = 0;
+    if (!prepare(call, stream, chosen, prepared)) {
+        throw Error(AKS_ERROR_ARGUMENT, "config " + std::to_string(chosen) + " is for the caller; time one with a kernel");
+    }
+    std::vector<int64_t> times;
+    times.reserve(repeats);
+    for (size_t at = 0; at < repeats; ++at) {
+        if (at % kQueue == 0) driver_.check(driver_.cuStreamSynchronize(stream), "cuStreamSynchronize");
+        const Clock::time_point start = Clock::now();
+        if (driver_alone) enqueue(prepared);
+        else launch(call, stream, chosen);
+        times.push_back(std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count());
+    }
+    return times;
+}
+
+bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &chosen, Prepared &prepared) {
+    check_count(call.size(), table_.call_values, "a call");
+    int64_t variables[kMaxVariables];
+    const size_t parameters = table_.parameters.size(), operands = table_.operands.size();
+    size_t next = 0;
+    for (size_t at = 0; at < parameters; ++at) {
+        if (table_.parameters[at].derived < 0) variables[at] = call[next++];
+    }
+    std::copy(call.begin() + static_cast<std::ptrdiff_t>(next), call.end(), variables + parameters);
+    std::fill_n(variables + parameters + operands, table_.scratch.size(), 0);
+    for (size_t at = 0; at < parameters; ++at) {
+        const int derived = table_.parameters[at].derived;
+        if (derived >= 0) variables[at] = table_.formulas[static_cast<size_t>(derived)](variables);
+    }
+    chosen = choose(variables, prepared.rank);
+    const Config &config = table_.configs[static_cast<size_t>(chosen)];
+    if (!config.has_kernel) return false;
+    const Kernel *kernel = find(config, variables);
+    if (!kernel) {  // a bundle that aks exported has one for every problem inside the support
+        without_kernel_.fetch_add(1, std::memory_order_relaxed);
+        chosen = kVendor;
+        return false;
+    }
+    cuda::Context now = nullptr;
+    driver_.check(driver_.cuCtxGetCurrent(&now), "cuCtxGetCurrent");
+    if (now != context_) {
+        // Another context of this device is the caller's choice (a green context's stream needs its own).
+        cuda::Device device = -1;
+        if (!now || driver_.cuCtxGetDevice(&device) != 0 || device != device_) prepared.current.emplace(driver_, context_);
+    }
+    if (config.needs_scratch && !add_scratch(stream, variables + parameters + operands)) {
+        without_scratch_.fetch_add(1, std::memory_order_relaxed);
+        chosen = kVendor;
+        return false;
+    }
+    fill(*kernel, config, variables, stream, prepared);
+    return true;
+}
+
+bool Kernels::add_scratch(cuda::Stream stream, int64_t *buffers) {
+    const std::scoped_lock lock(mutex_);
+    auto found = std::find_if(scratch_.begin(), scratch_.end(), [=](const Scratch &one) { return one.stream == stream; });
+    if (found == scratch_.end()) {
+        if (scratch_.size() >= kMaxStreams) return false;
+        int capturing = 0;
+        driver_.check(driver_.cuStreamIsCapturing(stream, &capturing), "cuStreamIsCapturing");
+        if (capturing) {
+            if (spare_.empty()) return false;
+            scratch_.push_back({stream, std::move(spare_)});
+            spare_.clear();
+        } else {
+            scratch_.push_back({stream, allocate()});
+            if (spare_.empty()) spare_ = allocate();
+        }
+        found = scratch_.end() - 1;
+    }
+    std::copy(found->buffers.begin(), found->buffers.end(), buffers);
+    return true;
+}
+
+std::vector<cuda::Pointer> Kernels::allocate() {
+    // Another thread may be capturing: that forbids allocating to threads that don't say they know what they do.
+    int mode = cuda::kCaptureRelaxed;
+    driver_.check(driver_.cuThreadExchangeStreamCaptureMode(&mode), "cuThreadExchangeStreamCaptureMode");
+    std::vector<cuda::Pointer> buffers;
+    cuda::Stream stream = nullptr;
+    cuda::Result result = driver_.cuStreamCreate(&stream, cuda::kNonBlocking);
+    for (const Buffer &buffer : table_.scratch) {
+        cuda::Pointer pointer = 0;
+        if (result == 0) result = driver_.cuMemAlloc(&pointer, buffer.bytes);
+        if (result == 0) buffers.push_back(pointer);
+        if (result == 0) result = driver_.cuMemsetD8Async(pointer, 0, buffer.bytes, stream);
+    }
+    if (result == 0) result = driver_.cuStreamSynchronize(stream);  // the zeros are there for every stream
+    if (stream) driver_.cuStreamDestroy(stream);
+    driver_.cuThreadExchangeStreamCaptureMode(&mode);
+    if (result != 0) {
+        for (const cuda::Pointer pointer : buffers) driver_.cuMemFree(pointer);
+        driver_.check(result, "allocating scratch memory");
+    }
+    allocations_.fetch_add(buffers.size(), std::memory_order_relaxed);
+    return buffers;
+}
+
+// Maps of this thread's last launches. A map follows from its key alone, so one that was made is right for good;
+// weights, and the buffers of activations too, come again at every step. Of a launch, each map has rows of its own.
+struct MapCache {
+    static constexpr size_t kRows = 64;
+    struct Key {
+        uint64_t address, rows, columns, row_bytes, box;
+        bool operator==(const Key &) const = default;
+    };
+    struct Row {
+        Key key{};
+        cuda::TensorMap map;
+    };
+    Row rows[kMaxMaps][kRows];
+
+    Row &row(size_t place, const Key &key) {
+        uint64_t hash = key.address >> 4;
+        for (const uint64_t word : {key.rows, key.columns, key.row_bytes, key.box}) hash = hash * 0x9e3779b97f4a7c15 + word;
+        return rows[place][(hash * 0x9e3779b97f4a7c15) >> 58];
+    }
+};
+static_assert(MapCache::kRows == 1 << (64 - 58));
+thread_local MapCache map_cache;
+
+cuda::TensorMap *Kernels::encode(const Argument &argument, const Box &box, size_t place, const int64_t *variables) const {
+    const auto value = [&](int formula) {
+        return static_cast<uint64_t>(table_.formulas[static_cast<size_t>(formula)](variables));
+    };
+    // Bit 63 keeps the key from being that of an empty row; the driver's version decides how a map is fixed.
+    const uint64_t box_key = uint64_t{1} << 63 | uint64_t{fix_maps_} << 62 | uint64_t{box.rows} << 40 |
+                             uint64_t{box.columns} << 20 | uint64_t{box.element_bytes} << 12 |
+                             static_cast<uint64_t>(box.element_type) << 6 | static_cast<uint64_t>(box.swizzle);
+    const MapCache::Key key{value(argument.formula), value(argument.rows), value(argument.columns),
+                            value(argument.row_stride) * box.element_bytes, box_key};
+    MapCache::Row &row = map_cache.row(place, key);
+    if (row.key == key) return &row.map;
+    row.key = {};
+    const uint64_t shape[2] = {key.columns, key.rows}, strides[1] = {key.row_bytes};
+    const uint32_t sides[2] = {box.columns, box.rows}, element_strides[2] = {1, 1};
+    driver_.check(driver_.cuTensorMapEncodeTiled(&row.map, box.element_type, 2, reinterpret_cast<void *>(key.address),
+                                                 shape, strides, sides, element_strides, 0, box.swizzle,
+                                                 cuda::kL2Promotion128, 0),
+                  "cuTensorMapEncodeTiled");
+    if (fix_maps_ && (key.columns - 1) * box.element_bytes + (key.rows - 1) * key.row_bytes + 1 < 128 * 1024) {
+        row.map.opaque[1] &= ~(uint64_t{1} << 21);
+    }
+    row.key = key;
+    return &row.map;
+}
+
+void Kernels::fill(const Kernel &kernel, const Config &config, const int64_t *variables, cuda::Stream stream,
+                   Prepared &prepared) const {
+    const FunctionRow &row = table_.functions[static_cast<size_t>(kernel.function)];
+    const std::vector<Argument> &signature = table_.signatures[static_cast<size_t>(row.signature)];
+    size_t map = 0;
+    for (size_t at = 0; at < signature.size(); ++at) {
+        const Argument &argument = signature[at];
+        if (argument.is_map) {
+            prepared.arguments[at] = encode(argument, row.boxes[map], map, variables);
+            ++map;
+        } else {
+            // The driver reads the low 4 bytes of an argument that has 4: little-endian, as all CUDA hosts are.
+            prepared.values[at] = table_.formulas[static_cast<size_t>(argument.formula)](variables);
+            prepared.arguments[at] = &prepared.values[at];
+        }
+    }
+    const int64_t programs = table_.formulas[static_cast<size_t>(config.programs)](variables);
+    if (programs < 1 || programs > INT32_MAX) {
+        throw Error(AKS_ERROR_ARGUMENT, "a launch of " + std::to_string(programs) + " programs; a grid has 1 to 2147483647");
+    }
+    prepared.early_start.id = cuda::kEarlyStart;
+    prepared.early_start.value.number = 1;
+    prepared.config = {static_cast<unsigned>(programs), 1, 1, 32 * row.num_warps, 1, 1, row.shared_bytes, stream,
+                       &prepared.early_start, row.early_start ? 1u : 0u};
+    prepared.function = functions_[static_cast<size_t>(kernel.function)];
+}
+
+void Kernels::enqueue(Prepared &prepared) const {
+    driver_.check(driver_.cuLaunchKernelEx(&prepared.config, prepared.function, prepared.arguments, nullptr),
+                  "cuLaunchKernelEx");
+}
+
+Counts Kernels::counts() const {
+    return {modules_.size(), allocations_, launches_, illegal_, without_kernel_, without_scratch_};
+}
+
+}  // namespace aks

@@ -1,0 +1,203 @@
+"""The Python dispatcher over the native one: what it asks for, and on a GPU that all of it comes out right."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+import aks
+from aks.core.bundle import read_bundle
+from aks.core.device import current_device, find_device
+from aks.export import bundle
+from aks.ops.gemm import launch
+from aks.ops.gemm.call import call_of, problem_of
+from aks.ops.gemm.spec import GEMM
+from aks.runtime import dispatcher as dispatchers
+from aks.runtime import native
+from aks.runtime.predictor import Predictor
+from tests.kernels import export_fake
+from tests.native.conftest import needs_module
+from tests.native.test_aks_h import CC, CXX, NATIVE, SOURCES, build, run
+from tests.native.test_native import SPLIT, one_leaf
+from tests.runtime.test_dispatcher import close, gpu_operands
+
+gpu = pytest.mark.gpu
+H200 = find_device("h200")
+ROOT = Path(__file__).parents[2]
+
+
+@needs_module
+@pytest.mark.parametrize("layout", ["nk", "kn"])
+def test_what_was_launched_natively_is_not_run_again(layout: str, tmp_path: Path, standin, monkeypatch):
+    folder = export_fake(tmp_path, one_leaf(SPLIT))
+    made = dispatchers.GemmDispatcher(Predictor.load(GEMM, path=folder), H200, 0, standin.load(folder))
+    monkeypatch.setattr(dispatchers, "_current_stream", lambda device: 0x70)
+    x, w = torch.zeros(64, 1024, dtype=torch.bfloat16), torch.zeros(512, 1024, dtype=torch.bfloat16)
+    w = w if layout == "nk" else w.T.contiguous().T
+    out = torch.empty(64, 512, dtype=torch.bfloat16)
+    call = call_of(x, w, out, True)
+    assert call is not None
+    made.run(x, w, out, call)
+    assert f"stream={0x70} " in standin.last() and f" {x.data_ptr()} {w.data_ptr()} {out.data_ptr()} " in standin.last()
+    assert made.kernels is not None and made.kernels.counts()["launches"] == 1
+
+
+@needs_module
+def test_what_is_left_to_the_vendor_runs_here_and_is_counted(tmp_path: Path, standin, monkeypatch):
+    folder = export_fake(tmp_path, one_leaf(SPLIT))
+    made = dispatchers.GemmDispatcher(Predictor.load(GEMM, path=folder), H200, 0, standin.load(folder))
+    monkeypatch.setattr(dispatchers, "_current_stream", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
+    x, w = torch.randn(30_000, 16).bfloat16(), torch.randn(32, 16).bfloat16()
+    out = torch.empty(30_000, 32, dtype=torch.bfloat16)
+    call = call_of(x, w, out, True)
+    assert call is not None
+    made.run(x, w, out, call)
+    assert close(out, x, w)
+    assert made.predictor.counts() == {"outside m": 1}
+
+
+def test_a_call_is_the_problem_and_its_operands():
+    x, w = torch.zeros(3, 64, dtype=torch.float16), torch.zeros(64, 40, dtype=torch.float16)[:, :32].T
+    out = torch.zeros(3, 32, dtype=torch.float16)
+    call = call_of(x, w, out, False)
+    assert call is not None
+    assert call[:6] == (3, 32, 64, 1, 1, False) and call[9:] == (64, 40, 32)
+    assert len(call) == len(GEMM.launch_spec.operands) + 6
+    assert call.problem() == problem_of(x, w, out, False)
+
+
+# On a GPU: AKS_BUNDLE names a folder that was exported for it; without one, the H200's tree is compiled for it here.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    if given := os.environ.get("AKS_BUNDLE"):
+        return Path(given)
+    out = tmp_path_factory.mktemp("bundle")
+    bundle.export(ROOT / "models/gemm/h200/selector.json", out, device=current_device(), kernels=True)
+    return out
+
+
+def serve(folder: Path, monkeypatch) -> dispatchers.GemmDispatcher:
+    predictor = Predictor.load(GEMM, device=current_device(), path=folder)
+    kernels = native.load_kernels(predictor.bundle, torch.cuda.current_device())
+    assert kernels is not None
+    made = dispatchers.GemmDispatcher(predictor, current_device(), torch.cuda.current_device(), kernels)
+    monkeypatch.setattr(dispatchers, "dispatcher_of", lambda index: made)
+    return made
+
+
+@gpu
+@needs_module
+def test_every_dtype_layout_and_alignment(folder, monkeypatch):
+    made, compiled = serve(folder, monkeypatch), len(launch.VARIANTS.loaded)
+    for x, w in gpu_operands():
+        for static in (False, True):
+            out = torch.full((x.shape[0], w.shape[0]), float("nan"), dtype=x.dtype, device="cuda")
+            assert close(aks.linear(x, w, out=out, static_weights=static), x, w), (x.shape, x.stride(), w.stride())
+    assert made.kernels is not None
+    counts = made.kernels.counts()
+    assert counts["launches"] > 20 and not counts["without_kernel"] and not counts["without_scratch"]
+    assert len(launch.VARIANTS.loaded) == compiled  # Triton was not asked
+
+
+@gpu
+@needs_module
+def test_the_same_bits_as_the_python_dispatcher(folder, monkeypatch):
+    import triton
+
+    if read_bundle(folder).manifest["kernels"]["triton"] != triton.__version__:
+        pytest.skip("the bundle is of another Triton")
+    made = serve(folder, monkeypatch)
+    alone = dispatchers.GemmDispatcher(made.predictor, made.device, made.index)
+    for x, w in gpu_operands():
+        outs = [torch.empty(x.shape[0], w.shape[0], dtype=x.dtype, device="cuda") for _ in range(2)]
+        for one, out in zip((made, alone), outs, strict=True):
+            call = call_of(x, w, out, True)
+            assert call is not None
+            one.run(x, w, out, call)
+        assert torch.equal(*outs), (x.shape, x.stride(), w.stride())
+
+
+@gpu
+@needs_module
+def test_captured_in_a_graph_and_on_other_streams(folder, monkeypatch):
+    serve(folder, monkeypatch)
+    x, w = torch.randn(4, 4096, device="cuda").bfloat16(), torch.randn(4096, 4096, device="cuda").bfloat16()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # nothing ran before: no shape needs a first call outside
+        y = aks.linear(x, w, static_weights=True)
+    for _ in range(3):
+        x.copy_(torch.randn_like(x))
+        graph.replay()
+        assert close(y, x, w)
+
+    def work(seed: int, w=w) -> bool:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            x = torch.randn(1 + 7 * seed, 4096, device="cuda").bfloat16()
+            return all(close(aks.linear(x, w), x, w) for _ in range(20))
+
+    torch.cuda.synchronize()
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+
+
+@gpu
+@needs_module
+def test_nothing_is_loaded_or_allocated_while_serving(folder):
+    from aks.evaluate.dispatch import check_steady
+
+    steady = check_steady(folder)
+    before, after = steady["before"], steady["after"]
+    assert after["launches"] - before["launches"] == steady["problems"] - steady["left_to_libraries"] > 0
+    for name in ("modules", "allocations", "without_kernel", "without_scratch", "triton_kernels"):
+        assert after[name] == before[name], name
+    assert after["torch_device_allocations"] == before["torch_device_allocations"]
+
+
+@gpu
+@pytest.mark.skipif(CC is None or CXX is None, reason="needs C and C++ compilers")
+def test_the_c_example_runs_on_the_real_driver(folders, tmp_path: Path):
+    build(CXX, "-std=c++20", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-DAKS_BUILDING", *SOURCES, "-o",
+          tmp_path / "libaks.so", "-ldl")  # fmt: skip
+    torch.cuda.init()
+    loaded = Path("/proc/self/maps").read_text().split()
+    driver = next(path for path in loaded if path.rpartition("/")[2].startswith("libcuda.so."))
+    build(CC, NATIVE / "example.c", f"-I{NATIVE}", f"-L{tmp_path}", "-laks", driver,
+          f"-Wl,-rpath,{tmp_path}", "-o", tmp_path / "example")  # fmt: skip
+    done = run(tmp_path / "example", folder, 16, 4096, 4096)
+    assert done.returncode == 0 and "config" in done.stdout, done.stderr
+
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None  # importing it fails
+from pathlib import Path
+import torch
+from aks.core.device import find_device
+from aks.ops.gemm.call import call_of
+from aks.ops.gemm.spec import GEMM
+from aks.runtime import dispatcher, native
+from aks.runtime.predictor import Predictor
+predictor = Predictor.load(GEMM, path=sys.argv[1])
+kernels = native.load_kernels(predictor.bundle, 0, sys.argv[2])
+dispatcher._current_stream = lambda device: 0
+made = dispatcher.GemmDispatcher(predictor, find_device("h200"), 0, kernels)
+x, w, out = (torch.zeros(shape, dtype=torch.bfloat16) for shape in ((64, 1024), (512, 1024), (64, 512)))
+made.run(x, w, out, call_of(x, w, out, True))
+print(kernels.counts()["launches"])
+"""
+
+
+@needs_module
+def test_serving_from_a_bundle_needs_no_triton(tmp_path: Path, standin):
+    folder = export_fake(tmp_path, one_leaf(SPLIT))
+    done = run(sys.executable, "-c", WITHOUT_TRITON, folder, standin.path)
+    assert done.stdout == "1\n", done.stderr

@@ -1,0 +1,81 @@
+"""The formulas of a launch against plain Python over random problems."""
+
+from __future__ import annotations
+
+import random
+from operator import attrgetter
+
+import pytest
+
+from aks.core import formula
+from aks.core.device import find_device
+from aks.ops import OPS
+from aks.ops.op import Op
+from tests.runtime.test_predictor import problem_rows
+
+DEVICE = find_device("h200")
+
+
+def divisor(*values: int) -> int:
+    return min(16, *(value & -value for value in values))
+
+
+def expected_gemm(c, p, device) -> tuple[tuple[int, ...], int]:
+    vector = min(p["alignment"], divisor(2 * p["n"], 2 * p["k"]))
+    masked = (c.kind == "gemv" and c.num_stages > 0) or c.kind == "tiled"
+    by_descriptor = c.kind in ("tma", "persistent")
+    widths = (0, int(vector == 16)) if by_descriptor else (vector, 0)
+    even = int(masked and p["k"] % (c.block_k * c.split_k) == 0)
+    rows = 0 if c.block_m else formula.next_pow2(p["m"])
+    tiles = -(-p["m"] // (c.block_m or p["m"])) * -(-p["n"] // c.block_n)
+    programs = min(tiles, device.sm_count * c.ctas_per_sm) if c.ctas_per_sm else tiles * c.split_k
+    return (p["dtype"], p["w_layout"], *widths, even, rows), programs
+
+
+def expected_mm(c, p, device) -> tuple[tuple[int, ...], int]:
+    size, even = (2, 2, 4)[p["dtype"]], p["k"] % c.block_k == 0
+    m_bytes = divisor(size * p["m"]) if p["x_layout"] else size
+    k_bytes = size if even else divisor(size * p["k"])
+    values = p["dtype"], p["x_layout"], p["w_layout"], p["alignment"], m_bytes, divisor(size * p["n"]), k_bytes, even
+    return values, -(-p["m"] // c.block_m) * -(-p["n"] // c.block_n)
+
+
+EXPECTED = {"gemm": expected_gemm, "mm": expected_mm}
+
+
+def legal_pairs(op: Op, seeds: int):
+    rng = random.Random(5)
+    kernels = [config for config in op.space.configs if op.launch_spec.config_has_kernel(config)]
+    for seed in range(seeds):
+        for row in problem_rows(op, seed):
+            problem = op.problem_type.from_row(row)
+            for config in op.space.legal(problem, DEVICE, rng.sample(kernels, 30)):
+                yield config, problem.variables()
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=attrgetter("name"))
+def test_variants_and_grids(op: Op):
+    spec, seen = op.launch_spec, 0
+    for config, problem in legal_pairs(op, 15):
+        values, programs = EXPECTED[op.name](config, problem, DEVICE)
+        assert spec.variant_values(config, problem) == values
+        assert all(value in part.values for part, value in zip(spec.variant, values, strict=True))
+        assert spec.count_programs(config, problem, DEVICE.sm_count) == programs
+        seen += 1
+    assert seen > 500
+
+
+@pytest.mark.parametrize("op", OPS.values(), ids=attrgetter("name"))
+def test_tidied_formulas_mean_the_same(op: Op):
+    texts = [part.formula for part in op.launch_spec.variant] + [op.launch_spec.programs]
+    for config, problem in legal_pairs(op, 2):
+        for text in texts:
+            folded = formula.fold(text, {**config.variables(), "sm_count": 132})
+            expected = formula.compile_python(folded)(problem)
+            assert formula.compile_python(formula.tidy(folded))(problem) == expected
+
+
+def test_the_vendors_routines_have_no_kernel():
+    spec = OPS["gemm"].launch_spec
+    kinds = {config.to_row()["kind"] for config in OPS["gemm"].space.configs if not spec.config_has_kernel(config)}
+    assert kinds == {"torch_mm", "cublaslt"}
