@@ -52,9 +52,13 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features]."""
-        w, bias = self.weight, self.bias
         if torch.compiler.is_compiling():
-            return torch_ops.traced(input, w, self._is_static_compiled(w), bias)
+            return torch_ops.traced(input, self.weight, self._is_static_compiled(self.weight), self.bias)
+        parameters: dict[str, Any] = self._parameters  # looked up at a tenth of the cost of a module's attribute
+        try:
+            w, bias = parameters["weight"], parameters["bias"]
+        except KeyError:  # one is computed (pruning, weight_norm)
+            w, bias = self.weight, self.bias
         if torch_ops.is_plain(input, w):
             static = self._is_static(w)
             if static is None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.testing import assert_close
 
 import aks
@@ -132,6 +133,18 @@ def test_what_a_pre_hook_may_write_is_not_static(stand_in) -> None:
     assert static_of(stand_in, layer) == [STATIC]
 
 
+def test_a_weight_that_is_computed_is_not_static(stand_in) -> None:
+    layer: Any = settled(stand_in, bias=True)
+    prune.l1_unstructured(layer, "weight", amount=0.5)
+    x = torch.randn(3, 8, dtype=BF16)
+    with torch.no_grad():
+        wanted = nn.functional.linear(x, layer.weight_orig * layer.weight_mask, layer.bias)
+        assert_close(layer(x), wanted, rtol=2e-2, atol=2e-2)
+    assert stand_in.take_calls()[-1][-1] is DYNAMIC
+    prune.remove(layer, "weight")
+    assert static_of(stand_in, layer) == TORCH
+
+
 def test_a_weight_of_inference_mode_has_no_version(stand_in) -> None:
     with torch.inference_mode():
         layer = layer_of()
@@ -236,8 +249,8 @@ def test_on_the_gpu(shipped_tree, bias: bool) -> None:
         for m in (1, 5, 300):
             x = torch.randn(m, 4096, device="cuda", dtype=BF16)
             for _ in range(3):
-                error = layer(x).float() - nn.functional.linear(x, layer.weight, layer.bias).float()
-                assert error.norm() <= 8e-3 * x.norm()
+                wanted = nn.functional.linear(x, layer.weight, layer.bias).float()
+                assert (layer(x).float() - wanted).norm() <= 8e-3 * wanted.norm()
     assert shipped_tree
 
 

@@ -75,7 +75,9 @@ def check_a_family(family: str, device: str, hidden: int) -> None:
     ours = float((logits_of(model, tokens) - exact).norm() / exact.norm())
     assert ours <= 1.5 * own + 2e-3, (ours, own)
     assert generated(model, tokens).shape == sequence.shape
-    assert generated(model, tokens, cache_implementation="static").shape == sequence.shape
+    # On a GPU transformers compiles a step with a static cache: once is enough.
+    static = {"cache_implementation": "static", "disable_compile": family != "llama"}
+    assert generated(model, tokens, **static).shape == sequence.shape
     aks.unpatch(model, verbose=False)
     assert torch.equal(generated(model, tokens), sequence)
 
