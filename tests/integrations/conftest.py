@@ -40,14 +40,20 @@ class StandIn:
         if wants_gradient or not (x.dtype == w.dtype and x.dtype in torch_ops.DTYPES) or w.dim() != 2 or not x.dim():
             result = functional.linear(x, w)
         else:
-            assert x.untyped_storage().data_ptr() and w.untyped_storage().data_ptr(), "a kernel reads memory"
             self.calls.append((tuple(x.shape), tuple(w.shape), static_weights))
-            result = functional.linear(x.detach().float(), w.detach().float()).to(x.dtype)
+            # As kernels do, numpy reads memory: tracers and transforms see nothing of it, fake tensors have none.
+            product = x.detach().float().numpy() @ w.detach().float().numpy().T
+            result = torch.from_numpy(product).to(x.dtype)
         return result if out is None else out.copy_(result)
 
     def take_calls(self) -> list[tuple[tuple[int, ...], tuple[int, ...], bool]]:
         taken, self.calls = self.calls, []
         return taken
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    torch.manual_seed(0)
 
 
 @pytest.fixture

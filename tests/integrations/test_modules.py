@@ -105,11 +105,15 @@ def exchange(layer: Linear) -> None:
     layer.weight = nn.Parameter(torch.randn(5, 8, dtype=BF16))
 
 
+def rename(layer: Linear) -> None:
+    layer.weight = nn.Parameter(layer.weight.detach())
+
+
 def move(layer: Linear) -> None:
     layer.weight.data = layer.weight.data.clone()
 
 
-@pytest.mark.parametrize("change", [rewrite, load, step, exchange, move])
+@pytest.mark.parametrize("change", [rewrite, load, step, exchange, rename, move])
 def test_a_weight_that_changed_is_read_by_torchs_kernel_first(stand_in, change) -> None:
     layer = settled(stand_in)
     change(layer)

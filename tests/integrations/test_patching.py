@@ -122,7 +122,7 @@ def test_biased_layers_are_replaced_if_asked(stand_in) -> None:
         f"blocks.{index}.up" for index in range(3)
     ]
     assert len(aks.patch(model, biased=True, verbose=False).replaced) == 3
-    assert_close(outputs(model), wanted, rtol=2e-2, atol=2e-2)
+    assert_close(outputs(model), wanted, rtol=4e-2, atol=4e-2)
     assert len(stand_in.calls) == 7
 
 
