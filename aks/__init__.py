@@ -9,10 +9,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aks import nn
     from aks.core.device import DeviceSpec, current_device, find_device
     from aks.core.errors import AksError
+    from aks.integrations.patching import patch, unpatch
+    from aks.integrations.torch_ops import linear, matmul
     from aks.ops import OPS, find_op
-    from aks.runtime.dispatcher import linear
     from aks.runtime.predictor import Predictor
 
 __all__ = [
@@ -24,6 +26,10 @@ __all__ = [
     "find_device",
     "find_op",
     "linear",
+    "matmul",
+    "nn",
+    "patch",
+    "unpatch",
 ]
 
 _HOMES = {
@@ -34,7 +40,10 @@ _HOMES = {
     "current_device": "aks.core.device",
     "find_device": "aks.core.device",
     "find_op": "aks.ops",
-    "linear": "aks.runtime.dispatcher",
+    "linear": "aks.integrations.torch_ops",
+    "matmul": "aks.integrations.torch_ops",
+    "patch": "aks.integrations.patching",
+    "unpatch": "aks.integrations.patching",
 }
 
 
@@ -43,6 +52,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("aks")
+    if name == "nn":
+        return import_module("aks.nn")  # which sets the attribute
     if name not in _HOMES:
         raise AttributeError(f"module 'aks' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

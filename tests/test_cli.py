@@ -29,6 +29,7 @@ COMMANDS = ["collect", "train", "export", "evaluate", "stability", "explain", "r
 COMMANDS += ["bench", "calibrate", "data", "import"]
 LEAVES = [
     *((name,) for name in COMMANDS if name not in ("bench", "data", "import")),
+    ("bench", "decode"),
     ("bench", "dispatch"),
     *(("data", name) for name in ("list", "check", "merge", "problems")),
     ("import", "autoheuristic"),
@@ -149,6 +150,7 @@ def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
         (["data", "merge", "none.db", "--out", "x.parquet"], ["none.db"]),
         (["data", "problems", "none.db", "--out", "x.csv"], ["none.db"]),
         (["import", "autoheuristic", "none.parquet"], ["none.parquet", "mat1_stride_0"]),
+        (["bench", "decode", "--steps", "0"], ["--steps"]),
     ],
     ids=lambda value: " ".join(value[:3]) if isinstance(value, list) else None,
 )
@@ -183,6 +185,7 @@ def test_an_empty_file_is_refused_by_name(aks, words, tmp_path):
         ("pandas", ["evaluate"]),
         ("jinja2", ["report"]),
         ("pyarrow", ["data", "check", "x.parquet"]),
+        ("transformers", ["bench", "decode"]),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],
 )

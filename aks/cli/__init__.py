@@ -21,6 +21,7 @@ from aks.core.errors import AksError, MissingExtraError
 EXTRAS = {
     "gpu": ("torch", "triton"),
     "train": ("jinja2", "matplotlib", "mlflow", "numpy", "pandas", "pyarrow", "sklearn", "xgboost"),
+    "transformers": ("transformers",),
 }
 """What each extra of ``pip install 'aks[...]'`` brings that a command may miss."""
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from aks.cli.options import Seed, command_line, split_integers, split_words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from aks.integrations.decoding import DecodeRate
 
 bench = typer.Typer(help="Measure what serving costs on this machine.", no_args_is_help=True)
 
@@ -39,3 +49,97 @@ def dispatch(
     )
     for name, value in steady["after"].items():
         print(f"  {name:<26}{steady['before'][name]:>8} -> {value}")
+
+
+@bench.command()
+def decode(
+    model: Annotated[
+        str, typer.Option(help="llama-8b, llama-1b, qwen2-7b, qwen3-8b, gemma3-4b, gpt-oss-20b or tiny.")
+    ] = "llama-8b",
+    batches: Annotated[str, typer.Option(help="Sequences decoded at once, comma-separated.")] = "1",
+    ways: Annotated[
+        str, typer.Option(help="eager, graph (a CUDA graph of a step), compiled (max-autotune); comma-separated.")
+    ] = "eager,graph,compiled",
+    context: Annotated[int, typer.Option(min=1, help="Tokens before the first step.")] = 128,
+    steps: Annotated[int, typer.Option(min=1, help="Tokens of a round.")] = 64,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of each way, in turns; the median counts.")] = 5,
+    layers: Annotated[int, typer.Option(min=0, help="So many layers instead of the model's; 0: its own.")] = 0,
+    biased: Annotated[bool, typer.Option("--biased", help="Replace layers with a bias too.")] = False,
+    device: Annotated[str, typer.Option(help="Where, as PyTorch names it; on cpu, eager alone.")] = "cuda",
+    seed: Seed = 0,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Also write all figures there.")] = None,
+) -> None:
+    """Time decode steps of a Hugging Face model, with PyTorch's kernels and patched (aks.patch).
+
+    Weights are random, sequences have the same length, the cache is static, the next token is the likeliest. All
+    ways of a batch take turns. Needs the 'transformers' extra. Compiling an 8B model takes minutes: for a quick
+    trial take fewer layers.
+
+    \b
+    Examples:
+      aks bench decode --batches 1,16 --json decode.json
+      aks bench decode --model llama-1b --layers 4 --ways eager,graph
+      aks bench decode --model gpt-oss-20b --context 32 --steps 32 --biased
+    """
+    from aks.collect.environment import current_environment
+    from aks.integrations.decoding import Length, bench_decode, make_model
+    from aks.integrations.patching import patch, unpatch
+
+    sizes, words = split_integers(batches, "batches"), split_words(ways, "ways")
+    made = make_model(model, device=_available(device), layers=layers, seed=seed)
+    summary = patch(made, biased=biased)
+    unpatch(made, verbose=False)
+    length = Length(context, steps, rounds)
+    rates = bench_decode(made, sizes, words, length, biased=biased, say=lambda line: print(line, file=sys.stderr))
+    about = {"command": command_line(), "device": _device_name(made), **asdict(current_environment()), **_versions()}
+    _print_rates(about, rates)
+    if json_out:
+        document = {
+            **about,
+            "model": model,
+            "layers": made.config.num_hidden_layers,
+            **asdict(length),
+            "replaced": len(summary.replaced),
+            "skipped": summary.skipped,
+            "rates": [asdict(rate) for rate in rates],
+        }
+        json_out.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def _available(device: str) -> str:
+    import torch
+
+    from aks.core.errors import BenchError
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise BenchError(f"device is {device!r}, but no CUDA GPU is visible; use a machine with one, or cpu")
+    return device
+
+
+def _device_name(model: Any) -> str:
+    import torch
+
+    device = next(model.parameters()).device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("aks", "transformers")}
+
+
+def _print_rates(about: dict[str, str], rates: Sequence[DecodeRate]) -> None:
+    print(", ".join(f"{name} {value}" for name, value in about.items() if name != "command"))
+    print(f"{'batch':>5} {'way':<9} {'kernels':<8} {'tokens/s':>10} {'slowest':>10} {'fastest':>10}", end="")
+    print(f" {'over torch':>11} {'over compiled':>14} {'logits differ':>14}")
+    known = {(rate.batch, rate.way, rate.kernels): rate.tokens_per_s for rate in rates}
+    for rate in rates:
+        ratios = [
+            f"{rate.tokens_per_s / known[key]:.3f}" if key in known else ""
+            for key in ((rate.batch, rate.way, "torch"), (rate.batch, "compiled", "torch"))
+        ]
+        print(
+            f"{rate.batch:>5} {rate.way:<9} {rate.kernels:<8} {rate.tokens_per_s:>10.1f} {rate.slowest:>10.1f} "
+            f"{rate.fastest:>10.1f} {ratios[0]:>11} {ratios[1]:>14} {rate.logits_error:>14.2g}"
+        )

@@ -45,6 +45,10 @@ class ArtifactError(AksError, ValueError):
     """An exported tree or manifest is missing, truncated, altered or for another device or space."""
 
 
+class BenchError(AksError, ValueError):
+    """A benchmark was asked for what it cannot measure."""
+
+
 class DriverError(AksError, RuntimeError):
     """The CUDA driver is missing, older than the kernels need, or a call of it failed."""
 

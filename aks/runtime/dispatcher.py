@@ -6,6 +6,7 @@ import functools
 import threading
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import fields
 from typing import Any
@@ -115,9 +116,14 @@ class GemmDispatcher:
         return scratch
 
     def _allocate(self) -> Scratch:
-        scratch = Scratch(torch.device("cuda", self.index))
-        torch.cuda.current_stream(self.index).synchronize()  # its zeros are there for every stream
-        return scratch
+        def make() -> Scratch:
+            scratch = Scratch(torch.device("cuda", self.index))
+            torch.cuda.current_stream(self.index).synchronize()  # its zeros are there for every stream
+            return scratch
+
+        # What this thread allocates may be of the memory pool of a CUDA graph that PyTorch warms up for.
+        with ThreadPoolExecutor(1) as another_thread:
+            return another_thread.submit(make).result()
 
 
 def _current_stream(device: int) -> int:

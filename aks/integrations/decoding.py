@@ -1,0 +1,305 @@
+"""Decode steps of Hugging Face models with random weights, timed: what patching is worth in a whole model."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (  # pyright: ignore[reportMissingImports]  # the extra of that name brings it
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    GptOssConfig,
+    LlamaConfig,
+    Qwen2Config,
+    Qwen3Config,
+    StaticCache,
+)
+
+from aks.core.errors import BenchError
+from aks.integrations.patching import patch, unpatch
+
+WAYS = ("eager", "graph", "compiled")
+"""How a step runs: op by op; replayed from a CUDA graph; by ``torch.compile(mode="max-autotune")``."""
+KERNELS = ("torch", "aks")
+_WARM_STEPS = 3
+_COMMON = {"max_position_embeddings": 8192, "use_cache": True}
+
+
+def _llama(hidden: int, intermediate: int, layers: int, heads: int, kv_heads: int, vocab: int, **rest: Any) -> Any:
+    return LlamaConfig(
+        hidden_size=hidden, intermediate_size=intermediate, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, vocab_size=vocab, **_COMMON, **rest,
+    )  # fmt: skip
+
+
+# Sizes as their makers publish them; tiny is for trying the command.
+MODELS: dict[str, Callable[[], Any]] = {
+    "llama-8b": lambda: _llama(4096, 14336, 32, 32, 8, 128256),
+    "llama-1b": lambda: _llama(2048, 8192, 16, 32, 8, 128256, tie_word_embeddings=True),
+    "qwen2-7b": lambda: Qwen2Config(
+        hidden_size=3584, intermediate_size=18944, num_hidden_layers=28, num_attention_heads=28,
+        num_key_value_heads=4, vocab_size=152064, **_COMMON,
+    ),
+    "qwen3-8b": lambda: Qwen3Config(
+        hidden_size=4096, intermediate_size=12288, num_hidden_layers=36, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=128, vocab_size=151936, **_COMMON,
+    ),
+    "gemma3-4b": lambda: Gemma3TextConfig(
+        hidden_size=2560, intermediate_size=10240, num_hidden_layers=34, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=256, vocab_size=262208, sliding_window=1024, **_COMMON,
+    ),
+    "gpt-oss-20b": lambda: GptOssConfig(
+        hidden_size=2880, intermediate_size=2880, num_hidden_layers=24, num_attention_heads=64,
+        num_key_value_heads=8, head_dim=64, num_local_experts=32, num_experts_per_tok=4, vocab_size=201088,
+        sliding_window=128, **_COMMON,
+    ),
+    "tiny": lambda: _llama(256, 512, 2, 4, 2, 1024),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRate:
+    """Tokens a second of one way to decode: the median of the rounds, the slowest and the fastest.
+
+    logits_error is that of the first step's logits against PyTorch's kernels in eager mode: the norm of
+    the difference over the norm.
+    """
+
+    batch: int
+    way: str
+    kernels: str
+    tokens_per_s: float
+    slowest: float
+    fastest: float
+    logits_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """Tokens in the cache before the first step, steps of a round, and rounds."""
+
+    context: int = 128
+    steps: int = 64
+    rounds: int = 5
+
+
+def make_model(name: str, *, device: str, dtype: torch.dtype = torch.bfloat16, layers: int = 0, seed: int = 0) -> Any:
+    """A causal language model of that config with random weights, in evaluation mode.
+
+    Parameters
+    ----------
+    name : str
+        One of ``MODELS``.
+    layers : int
+        How many, instead of the config's; 0: its own.
+
+    Raises
+    ------
+    BenchError
+        If the name is unknown.
+    """
+    if name not in MODELS:
+        raise BenchError(f"no model {name!r}; known: {', '.join(MODELS)}")
+    config = MODELS[name]()
+    if layers:
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
+    torch.manual_seed(seed)
+    with torch.device(device):
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+
+
+class Decoder:
+    """One batch of sequences that a model goes on with, greedily, a token each at every step.
+
+    Memory is allocated once and stays where it is, as CUDA graphs need it. ``rewind`` goes back to the
+    context, so that every round does the same.
+    """
+
+    def __init__(self, model: Any, batch: int, length: Length, *, seed: int = 0) -> None:
+        self.model = model
+        self._context = length.context
+        device = next(model.parameters()).device
+        generator = torch.Generator(device).manual_seed(seed)
+        prompt = torch.randint(model.config.vocab_size, (batch, length.context + 1), device=device, generator=generator)
+        self._cache = StaticCache(config=model.config, max_cache_len=length.context + length.steps + _WARM_STEPS + 1)
+        self._first = prompt[:, -1:]
+        self._tokens = self._first.clone()
+        self._position = torch.full((1, 1), length.context, device=device)
+        self._run(model, prompt[:, :-1], torch.arange(length.context, device=device)[None])
+        self.rewind()
+
+    def rewind(self) -> None:
+        """Forget the steps that were made."""
+        for layer in self._cache.layers:
+            layer.cumulative_length.fill_(self._context)  # type: ignore[attr-defined]
+            if hasattr(layer, "cumulative_length_int"):
+                layer.cumulative_length_int = self._context  # type: ignore[attr-defined]
+        self._position.fill_(self._context)
+        self._tokens.copy_(self._first)
+
+    def step(self, call: Callable[..., Any]) -> Tensor:
+        """One token more, ``call`` being the model or what compiles it: logits [batch, vocabulary]."""
+        logits = self._run(call, self._tokens, self._position)
+        self._tokens.copy_(logits.argmax(-1, keepdim=True))
+        self._position.add_(1)
+        return logits
+
+    def _run(self, call: Callable[..., Any], tokens: Tensor, position: Tensor) -> Tensor:
+        output = call(
+            input_ids=tokens, position_ids=position, past_key_values=self._cache, use_cache=True, logits_to_keep=1
+        )
+        return output.logits[:, -1]
+
+
+@torch.no_grad()
+def bench_decode(
+    model: Any,
+    batches: Sequence[int],
+    ways: Sequence[str] = WAYS,
+    length: Length | None = None,
+    *,
+    biased: bool = False,
+    static_weights: bool | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[DecodeRate]:
+    """Decode rates of a model (``make_model``) with PyTorch's kernels and with aks', of each batch and way.
+
+    All ways of a batch take turns, round by round. biased and static_weights are for ``aks.patch``. The
+    model is left as it came.
+
+    Raises
+    ------
+    BenchError
+        If a way is unknown or needs a GPU that is not there, or a sequence outgrows a sliding window.
+    """
+    length = length or Length()
+    _check(model, batches, ways, length)
+
+    @contextmanager
+    def patched(kernels: str) -> Iterator[None]:
+        if kernels == "aks":
+            patch(model, static_weights=static_weights, biased=biased, verbose=False)
+        try:
+            yield
+        finally:
+            if kernels == "aks":
+                unpatch(model, verbose=False)
+
+    rates = []
+    for batch in batches:
+        if "compiled" in ways:
+            torch.compiler.reset()  # a compiler that has many versions of a function refuses the next
+        decoder = Decoder(model, batch, length)
+        reference = decoder.step(model).float().clone()
+        runs: dict[tuple[str, str], Callable[[], Tensor]] = {}
+        seconds: dict[tuple[str, str], list[float]] = {}
+        errors: dict[tuple[str, str], float] = {}
+        for way, kernels in itertools.product(ways, KERNELS):
+            say(f"batch {batch}: preparing {way}, {kernels}")
+            with patched(kernels):
+                run = runs[way, kernels] = _PREPARE[way](decoder)
+                decoder.rewind()
+                error = (run().float() - reference).norm() / reference.norm()
+                errors[way, kernels], seconds[way, kernels] = float(error), []
+        for _ in range(length.rounds):
+            for (way, kernels), run in runs.items():
+                with patched(kernels):
+                    seconds[way, kernels].append(_time(decoder, run, length.steps))
+        for way, kernels in runs:
+            taken = [batch * length.steps / one for one in seconds[way, kernels]]
+            rates.append(DecodeRate(batch, way, kernels, median(taken), min(taken), max(taken), errors[way, kernels]))
+    return rates
+
+
+def _check(model: Any, batches: Sequence[int], ways: Sequence[str], length: Length) -> None:
+    unknown = set(ways) - set(WAYS)
+    if unknown or not ways or not batches or min(batches) < 1:
+        raise BenchError(f"ways {', '.join(ways)}, batches {batches}; wanted of {', '.join(WAYS)}, and from 1 up")
+    if min(length.context, length.steps, length.rounds) < 1:
+        raise BenchError(f"{length}; wanted at least 1 of each")
+    if set(ways) != {"eager"} and next(model.parameters()).device.type != "cuda":
+        raise BenchError(f"ways {', '.join(ways)} need a CUDA GPU; the model is on none: leave all but eager out")
+    longest = length.context + length.steps + _WARM_STEPS + 1
+    window = getattr(model.config, "sliding_window", None)
+    kinds = getattr(model.config, "layer_types", None) or []
+    if window and "sliding_attention" in kinds and longest > window:
+        raise BenchError(
+            f"{longest} tokens (context, steps and a few) outgrow the sliding window of {window}, which a CUDA graph "
+            "of one step cannot follow; shorten the context or the steps"
+        )
+    if longest > model.config.max_position_embeddings:
+        raise BenchError(f"{longest} tokens are more than the model's {model.config.max_position_embeddings}; shorten")
+
+
+def _time(decoder: Decoder, run: Callable[[], Tensor], steps: int) -> float:
+    """Seconds of so many steps."""
+    decoder.rewind()
+    run()
+    decoder.rewind()
+    _wait()
+    start = time.perf_counter()
+    for _ in range(steps):
+        run()
+    _wait()
+    return time.perf_counter() - start
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _prepare_eager(decoder: Decoder) -> Callable[[], Tensor]:
+    def run() -> Tensor:
+        return decoder.step(decoder.model)
+
+    return _warm(decoder, run)
+
+
+def _prepare_graph(decoder: Decoder) -> Callable[[], Tensor]:
+    run = _prepare_eager(decoder)
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        _warm(decoder, run)
+    torch.cuda.current_stream().wait_stream(stream)
+    with torch.cuda.graph(graph, stream=stream):
+        logits = run()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return logits
+
+    return replay
+
+
+def _prepare_compiled(decoder: Decoder) -> Callable[[], Tensor]:
+    model: nn.Module = decoder.model
+    compiled = torch.compile(model.forward, mode="max-autotune", fullgraph=True, dynamic=False)
+
+    def run() -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
+        return decoder.step(compiled)
+
+    return _warm(decoder, run)
+
+
+def _warm(decoder: Decoder, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """What is compiled or allocated at a first step is there after these."""
+    decoder.rewind()
+    for _ in range(_WARM_STEPS):
+        run()
+    return run
+
+
+_PREPARE = {"eager": _prepare_eager, "graph": _prepare_graph, "compiled": _prepare_compiled}

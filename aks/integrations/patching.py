@@ -1,0 +1,177 @@
+"""``aks.patch``: a model's linear layers through the dispatcher, in place; ``aks.unpatch``: back."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from aks.integrations import torch_ops
+from aks.integrations.modules import Linear
+from aks.runtime import dispatcher
+
+_ADDED = ("patched", "static_weights", "_seen")
+"""Attributes that a patched layer has beside those of ``torch.nn.Linear``."""
+
+
+@dataclass(frozen=True, slots=True)
+class PatchSummary:
+    """What ``aks.patch`` did: names of layers, and for those that it skipped the reason.
+
+    A layer that several modules share has one name, that under which it is found first.
+    """
+
+    replaced: tuple[str, ...]
+    skipped: Mapping[str, str]
+    note: str = ""
+
+    def __str__(self) -> str:
+        total = len(self.replaced) + len(self.skipped)
+        lines = [f"aks.patch: {len(self.replaced)} of {total} linear layers replaced{self.note}"]
+        lines += [f"  replaced  {name}" for name in _grouped(dict.fromkeys(self.replaced, ""))]
+        lines += [f"  skipped   {name}" for name in _grouped(self.skipped)]
+        return "\n".join(lines)
+
+
+def patch(
+    model: nn.Module, *, static_weights: bool | None = None, biased: bool = False, verbose: bool = True
+) -> PatchSummary:
+    """Have a model's linear layers run by the dispatcher, in place, and print which.
+
+    A layer stays the object that it is, and becomes an ``aks.nn.Linear``, which is a ``torch.nn.Linear``:
+    parameters (tied ones too), names, hooks, ``state_dict``, moving, casting, copying and pickling are as
+    before. What its kernels do not take it leaves to PyTorch, call by call.
+
+    Skipped are layers in training mode; subclasses of ``torch.nn.Linear`` (parametrised, quantised) and
+    layers whose forward was replaced; weights that are computed, tensor subclasses or of other dtypes
+    than bf16 and fp16; GPUs without a tree. So patch when the model is as it will serve.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        Any. Itself a linear layer: it alone is replaced.
+    static_weights : bool, optional
+        As of ``aks.nn.Linear``. With the default, None, weights are static from the first call on: this
+        waits until all that runs on the model's GPUs has ended.
+    biased : bool
+        Replace layers with a bias too. Their bias is a kernel of its own, which costs 2 to 4 µs: as
+        much as most layers win.
+    verbose : bool
+        Print the summary.
+
+    Returns
+    -------
+    PatchSummary
+        Also what is printed.
+
+    Raises
+    ------
+    TypeError
+        If ``model`` is no module.
+    """
+    replaced: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    for name, layer in _linear_layers(model):
+        reason = _reason_to_skip(layer, biased)
+        if reason:
+            skipped[name] = reason
+        else:
+            replaced[name] = layer
+    devices = {layer.weight.device for layer in replaced.values()}
+    for device in devices:
+        if device.type == "cuda" and static_weights is None:
+            torch.cuda.synchronize(device)
+    for layer in replaced.values():
+        layer.__class__ = Linear
+        layer.patched = True
+        layer.static_weights = static_weights
+        if static_weights is None:
+            layer.note_weight()
+    elsewhere = replaced and not any(device.type == torch_ops.DEVICE_TYPE for device in devices)
+    note = "; on no GPU yet, so PyTorch runs them until they are moved to one" if elsewhere else ""
+    summary = PatchSummary(tuple(replaced), skipped, note)
+    if verbose:
+        print(summary)
+    return summary
+
+
+def unpatch(model: nn.Module, *, verbose: bool = True) -> int:
+    """Undo ``patch``: its layers are ``torch.nn.Linear`` again. Returns and prints how many.
+
+    Raises
+    ------
+    TypeError
+        If ``model`` is no module.
+    """
+    layers: list[Any] = [layer for _, layer in _linear_layers(model) if type(layer) is Linear and layer.patched]
+    for layer in layers:
+        layer.__class__ = nn.Linear
+        for name in _ADDED:
+            layer.__dict__.pop(name, None)
+    if verbose:
+        print(f"aks.unpatch: {len(layers)} linear layers are torch.nn.Linear again")
+    return len(layers)
+
+
+def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{model!r} is a {type(model).__name__}; wanted a torch.nn.Module: pass the model itself")
+    # Of modules that are replaced while they are walked over, none is missed: the list comes first.
+    return [
+        (name or type(layer).__name__, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)
+    ]
+
+
+def _reason_to_skip(layer: nn.Linear, biased: bool) -> str:
+    """Why a layer stays as it is; empty if nothing speaks against replacing it."""
+    kind = type(layer)
+    if kind is Linear:
+        return "is an aks.nn.Linear already"
+    if kind is not nn.Linear:
+        return f"is a {kind.__module__}.{kind.__qualname__}, a subclass of torch.nn.Linear"
+    if "forward" in layer.__dict__:
+        return "its forward was replaced"
+    if layer.training:
+        return "in training mode: call eval() first"
+    if "weight" not in layer._parameters:
+        return "its weight is computed before each call (weight_norm, pruning)"
+    return _reason_by_weight(layer.weight) or _reason_by_bias(layer, biased)
+
+
+def _reason_by_weight(weight: Tensor) -> str:
+    if type(weight) is not Parameter:
+        return f"its weight is a {type(weight).__name__}"
+    if weight.layout is not torch.strided:
+        return f"its weight is {weight.layout}"
+    if weight.dtype not in torch_ops.DTYPES:
+        return f"its weight is {weight.dtype}; the kernels take bfloat16 and float16"
+    if weight.device.type == "meta":
+        return "its weight is on the meta device: load it first"
+    if weight.device.type == "cuda" and dispatcher.dispatcher_of(weight.get_device()) is None:
+        return f"no tree for {torch.cuda.get_device_name(weight.device)}"
+    return ""
+
+
+def _reason_by_bias(layer: nn.Linear, biased: bool) -> str:
+    if layer.bias is None:
+        return ""
+    if not biased:
+        return "has a bias, a kernel of its own: biased=True replaces it all the same"
+    if layer.bias.dtype != layer.weight.dtype:
+        return f"its bias is {layer.bias.dtype}, its weight {layer.weight.dtype}"
+    return ""
+
+
+def _grouped(reasons: Mapping[str, str]) -> list[str]:
+    """A line for all names that differ in numbers alone and have the same reason."""
+    counts = Counter((re.sub(r"\b\d+\b", "*", name), reason) for name, reason in reasons.items())
+    return [
+        f"{name}{f' ({count})' if count > 1 else ''}{f': {reason}' if reason else ''}"
+        for (name, reason), count in counts.items()
+    ]
