@@ -136,9 +136,8 @@ def replay_measured(
         raise DataError(f"the measurements and the data to score on are of {names}; wanted one device")
     train, test = split(truth, prior.held_out)
     if not len(train) or not len(test):
-        raise DataError(
-            f"the data has nothing {'else than' if len(test) else 'of'} {', '.join(prior.held_out)} to score"
-        )
+        lack = f"nothing {'else than' if len(test) else 'of'} {', '.join(prior.held_out) or 'held-out families'}"
+        raise DataError(f"the data to score on has {lack}; wanted families that the prior saw, and others")
     replay = _Replay(prior, truth.subset(train), truth.subset(test), Clock(), Options(seed=seed))
     points = []
     for minute in minutes:
