@@ -25,21 +25,25 @@ from tests.train.conftest import OPTIONS, write_parquet
 OP, AWAY = OPS["gemm"], find_device("h200-64sm")
 
 
-@pytest.fixture(scope="module")
-def prior(tmp_path_factory) -> Path:
+def write_records(path: Path, **options) -> Path:
     import pandas as pd
 
+    frame = pd.DataFrame([record.to_row() for record in synthetic_records(configs=24, **options)])
+    return write_parquet(frame, path, OP)
+
+
+@pytest.fixture(scope="module")
+def prior(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("prior")
-    frame = pd.DataFrame([record.to_row() for record in synthetic_records(configs=24)])
-    path = write_parquet(frame, folder / "h200.parquet", OP)
-    train(OP, path, folder, held_out=[], options=OPTIONS, track=False, with_prior=True)
+    path = write_records(folder / "h200.parquet")
+    train(OP, path, folder, held_out=["beta"], options=OPTIONS, track=False, with_prior=True)
     return folder
 
 
 @pytest.fixture
 def aks(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("aks.train.fit.Options", lambda seed: OPTIONS)
+    monkeypatch.setattr("aks.train.fit.Options", lambda seed=0: OPTIONS)
     monkeypatch.setattr("aks.core.device.current_device", lambda: AWAY)
     monkeypatch.setattr("aks.collect.environment.current_environment", lambda: ENVIRONMENT)
     good = partial(runner.collect, measure="tests.collect.fakes:good", workers=0, quiet=True)
@@ -66,16 +70,9 @@ def test_calibrates_the_gpu_of_this_machine(aks, prior, tmp_path):
     assert int(again.partition(" problems measured")[0].split()[-1]) >= count > 0
 
 
-def test_what_it_measured_is_scored_by_the_minute(aks, tmp_path):
-    import pandas as pd
-
-    def write(name: str, **options) -> Path:
-        frame = pd.DataFrame([record.to_row() for record in synthetic_records(configs=24, **options)])
-        return write_parquet(frame, tmp_path / name, OP)
-
-    train(OP, write("h200.parquet"), tmp_path, held_out=["beta"], options=OPTIONS, track=False, with_prior=True)
-    path = write("away.parquet", seed=1, device="h200-32sm")
-    words = ("--measured", path, "--prior", tmp_path, "--data", path, "--minutes", "0,1", "--json", "curve.json")
+def test_what_it_measured_is_scored_by_the_minute(aks, prior, tmp_path):
+    path = write_records(tmp_path / "away.parquet", seed=1, device="h200-32sm")
+    words = ("--measured", path, "--prior", prior, "--data", path, "--minutes", "0,1", "--json", "curve.json")
     assert "as measured" in aks("simulate", *words)
     points = json.loads((tmp_path / "curve.json").read_text())["points"]
     assert {point["minutes"]: point["problems"] > 0 for point in points} == {0.0: False, 1.0: True}
