@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from aks.core.device import DeviceSpec, current_device
 from aks.core.errors import AksError, UnsupportedRoutineError
-from aks.ops.gemm import reference
+from aks.ops.gemm import cublaslt, reference
 from aks.ops.gemm.call import Call, call_of
 from aks.ops.gemm.routines import Scratch, bind_routine
 from aks.ops.gemm.spec import GEMM, GemmConfig, GemmProblem
@@ -29,8 +29,8 @@ _FIELDS = tuple(field.name for field in fields(GemmProblem))
 class GemmDispatcher:
     """Runs ``y = x @ w.T`` on one GPU with whatever config the tree names for it.
 
-    With ``kernels`` (a bundle's, loaded by the native module) it selects and launches there: nothing is
-    compiled or loaded while serving. The vendor's and cuBLASLt's routines are run from here in any case.
+    With ``kernels`` (a bundle's, loaded by the native module) it selects and launches there, cuBLASLt's
+    algorithms too: nothing is compiled or loaded while serving. The vendor's routine is run from here in any case.
 
     Without them, kernels are compiled when first needed, and kept. The workspace of split-K belongs to a
     stream: launches of one stream follow one another, so they share it. CUDA graphs captured on one stream
@@ -138,7 +138,7 @@ def dispatcher_of(index: int) -> GemmDispatcher | None:
         warnings.warn(f"aks.linear runs torch's own kernels on {device.name}: {error}", stacklevel=3)
         return None
     try:
-        kernels = native.load_kernels(predictor.bundle, index)
+        kernels = native.load_kernels(predictor.bundle, index, cublaslt=cublaslt.library_paths())
     except AksError as error:
         warnings.warn(f"aks.linear compiles its kernels as they are needed on {device.name}: {error}", stacklevel=3)
         kernels = None

@@ -15,6 +15,7 @@ static int modules, allocations, encodings, failing_after = -1;
 static char failing[64];
 static void *current;
 static _Thread_local char last[8192];
+static _Thread_local int capture_mode;  // of the thread: 0 global, 2 relaxed
 
 static int answer(const char *call) {
     if (failing_after < 0 || strcmp(call, failing)) return 0;
@@ -26,6 +27,7 @@ void standin_set(int new_version, int new_capability, int new_sm_count) {
 }
 void standin_capture(int on) { capturing = on; }
 void standin_fail(const char *call, int after) { snprintf(failing, sizeof failing, "%s", call); failing_after = after; }
+int standin_capture_mode(void) { return capture_mode; }
 int standin_encodings(void) { return encodings; }
 int standin_modules(void) { return modules; }
 int standin_allocations(void) { return allocations; }
@@ -79,7 +81,7 @@ int cuStreamCreate(void **stream, unsigned flags) { *stream = (void *)1; return 
 int cuStreamDestroy_v2(void *stream) { (void)stream; return 0; }
 int cuStreamSynchronize(void *stream) { (void)stream; return 0; }
 int cuStreamIsCapturing(void *stream, int *status) { (void)stream; *status = capturing; return 0; }
-int cuThreadExchangeStreamCaptureMode(int *mode) { (void)mode; return 0; }
+int cuThreadExchangeStreamCaptureMode(int *mode) { const int before = capture_mode; capture_mode = *mode; *mode = before; return 0; }
 int cuTensorMapEncodeTiled(uint64_t *map, int type, uint32_t rank, void *address, const uint64_t *shape, const uint64_t *strides,
                            const uint32_t *box, const uint32_t *steps, int interleave, int swizzle, int promotion, int fill) {
     if (rank != 2 || interleave || promotion != 2 || fill || steps[0] != 1 || steps[1] != 1) return 1;
