@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from aks.core.device import DeviceSpec, current_device
 from aks.core.errors import AksError, UnsupportedRoutineError
+from aks.core.tree import VENDOR
 from aks.ops.gemm import cublaslt, reference
 from aks.ops.gemm.call import Call, call_of
 from aks.ops.gemm.routines import Scratch, bind_routine
@@ -46,6 +47,8 @@ class GemmDispatcher:
         self.index = index
         self.kernels = kernels
         self._launch = kernels.launch if kernels else None
+        if kernels:
+            predictor.add_source(kernels.take_misses)
         self._scratch: dict[int, Scratch] = {}
         self._spare: Scratch | None = None
         self._lock = threading.Lock()
@@ -67,6 +70,9 @@ class GemmDispatcher:
             if answer >= 0:
                 return
             chosen = -1 - answer
+            if chosen == VENDOR:  # PyTorch finds device and stream by itself
+                torch.mm(x, w.T, out=out)
+                return
         with torch.cuda.device(self.index):
             self._run_here(x, w.T if call.w_layout else w, out, call.problem(), chosen, stream)
 
@@ -74,9 +80,7 @@ class GemmDispatcher:
         self, x: Tensor, w: Tensor, out: Tensor, problem: GemmProblem, chosen: int | None, stream: int
     ) -> None:
         """Run what the native dispatcher has left; chosen is the config that it answered, None if there is none."""
-        config: Any = self.choose(problem)  # counts what the tree did not know, whoever chose
-        if chosen is not None:
-            config = self.predictor.configs[chosen]
+        config: Any = self.choose(problem) if chosen is None else self.predictor.configs[chosen]
         scratch = self._scratch_of(stream) if config != GEMM.vendor else None
         if scratch:
             # Not supported: this cuBLASLt lacks an algorithm that the one of the training had.

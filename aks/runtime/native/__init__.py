@@ -67,6 +67,15 @@ class Kernels(Protocol):
         """
         ...
 
+    def take_misses(self) -> tuple[list[int], list[tuple[list[int], int]]]:
+        """What launches met that the tree did not know, since the last time: ``Predictor.add_source`` takes it.
+
+        How often, by reason: for each parameter, that it was the first outside the support; a leaf that
+        abstained; a favourite that was not legal. Then the problems of all but the last, as formulas see them,
+        with their counts: the first ``MAX_MISSED`` distinct ones. Both are empty if there were none.
+        """
+        ...
+
     def time(self, repeats: int, driver_alone: bool, *call_and_stream: int) -> list[int]:
         """Host nanoseconds of each of so many launches, without Python: whole, or of the driver's call alone."""
         ...

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "error.hpp"
 
@@ -9,7 +10,7 @@ namespace aks {
 
 namespace {
 
-constexpr size_t kVendor = 0;
+constexpr int kVendor = 0;
 
 std::string version_text(int cuda) { return std::to_string(cuda / 1000) + "." + std::to_string(cuda % 1000 / 10); }
 
@@ -120,20 +121,20 @@ void Kernels::load_functions() {
     table_.cubins.clear();  // the code is the caller's
 }
 
-int Kernels::choose(const int64_t *variables, size_t &rank) const noexcept {
-    rank = 0;
+Kernels::Choice Kernels::choose(const int64_t *variables) const noexcept {
     for (size_t at = 0; at < table_.parameters.size(); ++at) {
-        if (!table_.parameters[at].supports(variables[at])) return kVendor;
+        if (!table_.parameters[at].supports(variables[at])) return {kVendor, 0, static_cast<int>(at)};
     }
     int place = table_.nodes.empty() ? -1 : 0;
     while (place >= 0) {
         const Node &node = table_.nodes[static_cast<size_t>(place)];
         place = table_.formulas[static_cast<size_t>(node.formula)](variables) <= node.threshold ? node.left : node.right;
     }
-    const std::vector<Option> &options = table_.leaves[static_cast<size_t>(-1 - place)].options;
-    for (;; ++rank) {
-        const Option &option = options[rank];
-        if (option.formula < 0 || table_.formulas[static_cast<size_t>(option.formula)](variables)) return option.config;
+    const Leaf &leaf = table_.leaves[static_cast<size_t>(-1 - place)];
+    if (leaf.abstains) return {kVendor, 0, static_cast<int>(table_.parameters.size())};
+    for (size_t rank = 0;; ++rank) {
+        const Option &option = leaf.options[rank];
+        if (option.formula < 0 || table_.formulas[static_cast<size_t>(option.formula)](variables)) return {option.config, rank};
     }
 }
 
@@ -141,8 +142,27 @@ int Kernels::select(std::span<const int64_t> problem) const {
     check_count(problem.size(), table_.parameters.size(), "a problem");
     int64_t variables[kMaxVariables] = {};
     std::copy(problem.begin(), problem.end(), variables);
-    size_t rank;
-    return choose(variables, rank);
+    return choose(variables).config;
+}
+
+void Kernels::count(const Choice &choice, const int64_t *variables) {
+    const size_t parameters = table_.parameters.size();
+    const std::scoped_lock lock(misses_mutex_);
+    misses_.reasons.resize(parameters + 2);
+    if (choice.reason < 0) {
+        ++misses_.reasons[parameters + 1];
+        return;
+    }
+    ++misses_.reasons[static_cast<size_t>(choice.reason)];
+    std::vector<int64_t> problem(variables, variables + parameters);
+    const auto found = misses_.problems.find(problem);
+    if (found != misses_.problems.end()) ++found->second;
+    else if (misses_.problems.size() < Misses::kMaxProblems) misses_.problems.emplace(std::move(problem), 1);
+}
+
+Misses Kernels::take_misses() {
+    const std::scoped_lock lock(misses_mutex_);
+    return std::exchange(misses_, {});
 }
 
 const Kernel *Kernels::find(const Config &config, const int64_t *variables) const noexcept {
@@ -158,10 +178,10 @@ const Kernel *Kernels::find(const Config &config, const int64_t *variables) cons
 
 bool Kernels::launch(std::span<const int64_t> call, cuda::Stream stream, int &chosen) {
     Prepared prepared;
+    prepared.counted = true;
     if (!prepare(call, stream, chosen, prepared)) return false;
     if (!enqueue(prepared)) return leave(without_plan_, chosen);
     launches_.fetch_add(1, std::memory_order_relaxed);
-    if (prepared.rank) illegal_.fetch_add(1, std::memory_order_relaxed);
     return true;
 }
 
@@ -205,7 +225,12 @@ bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &c
         const int derived = table_.parameters[at].derived;
         if (derived >= 0) variables[at] = table_.formulas[static_cast<size_t>(derived)](variables);
     }
-    chosen = choose(variables, prepared.rank);
+    const Choice choice = choose(variables);
+    if (prepared.counted && (choice.rank || choice.reason >= 0)) {
+        if (choice.rank) illegal_.fetch_add(1, std::memory_order_relaxed);
+        count(choice, variables);
+    }
+    chosen = choice.config;
     const Config &config = table_.configs[static_cast<size_t>(chosen)];
     const bool is_product = config.algorithm >= 0 && products_;
     if (!config.has_kernel && !is_product) return false;

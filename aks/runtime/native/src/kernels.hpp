@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -24,6 +25,15 @@ inline constexpr size_t kMaxStreams = 64;  // that get scratch memory
 struct Counts {
     uint64_t modules = 0, allocations = 0, launches = 0, illegal_favourites = 0, without_kernel = 0,
              without_scratch = 0, plans = 0, without_plan = 0;
+};
+
+// What launches were answered that the tree has no good answer for, since it was taken last: how often, for each
+// parameter that was the first outside the support, for leaves that abstain, and for favourites that were not legal;
+// and the first problems of the former two kinds.
+struct Misses {
+    static constexpr size_t kMaxProblems = 256;  // MAX_MISSED of aks/runtime/predictor.py
+    std::vector<uint64_t> reasons;
+    std::map<std::vector<int64_t>, uint64_t> problems;
 };
 
 class Kernels {
@@ -52,6 +62,8 @@ class Kernels {
 
     const Table &table() const { return table_; }
     Counts counts() const;
+    // Misses since the last time; they are forgotten here.
+    Misses take_misses();
     // Of the cuBLASLt that is used; empty if none is.
     std::string cublaslt() const { return products_ ? products_->path() : ""; }
 
@@ -61,13 +73,19 @@ class Kernels {
         std::vector<cuda::Pointer> buffers;
     };
 
+    struct Choice {
+        int config;
+        size_t rank = 0;   // in its leaf: 0 is the favourite
+        int reason = -1;  // why this is no leaf's answer: place in Misses::reasons
+    };
+
     // A launch with everything that the driver reads, but for the maps, which the thread keeps. Its arguments point
     // into it: it is neither copied nor moved. Or, where there is a plan, a product.
     struct Prepared {
         Prepared() = default;
         Prepared(const Prepared &) = delete;
         Prepared &operator=(const Prepared &) = delete;
-        size_t rank = 0;
+        bool counted = false;  // a launch that is served: what the tree did not know of it counts
         cuda::Function function = nullptr;
         cuda::LaunchConfig config{};
         cuda::LaunchAttribute early_start{};
@@ -82,7 +100,8 @@ class Kernels {
     bool prepare(std::span<const int64_t> call, cuda::Stream stream, int &config, Prepared &prepared);
     // Counts a call that is left to the caller, who runs the vendor's routine: false.
     static bool leave(std::atomic<uint64_t> &count, int &config) noexcept;
-    int choose(const int64_t *variables, size_t &rank) const noexcept;
+    Choice choose(const int64_t *variables) const noexcept;
+    void count(const Choice &choice, const int64_t *variables);
     const Kernel *find(const Config &config, const int64_t *variables) const noexcept;
     bool add_scratch(cuda::Stream stream, int64_t *buffers);
     std::vector<cuda::Pointer> allocate();
@@ -107,6 +126,8 @@ class Kernels {
     std::vector<Scratch> scratch_;
     std::vector<cuda::Pointer> spare_;
     std::unique_ptr<Products> products_;
+    std::mutex misses_mutex_;
+    Misses misses_;
     std::atomic<uint64_t> allocations_{0}, launches_{0}, illegal_{0}, without_kernel_{0}, without_scratch_{0},
         without_plan_{0};
 };

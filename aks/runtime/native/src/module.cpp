@@ -102,6 +102,13 @@ NB_MODULE(_native, module) {
                  return result;
              })
         .def_prop_ro("problem_count", [](const aks::Kernels &self) { return self.table().parameters.size(); })
+        .def("take_misses",
+             [](aks::Kernels &self) {
+                 const aks::Misses misses = self.take_misses();
+                 nb::list problems;
+                 for (const auto &[problem, count] : misses.problems) problems.append(nb::make_tuple(problem, count));
+                 return nb::make_tuple(misses.reasons, problems);
+             })
         .def_prop_ro("cublaslt", &aks::Kernels::cublaslt)
         .def_prop_ro("call_count", [](const aks::Kernels &self) { return self.table().call_values; });
 }
