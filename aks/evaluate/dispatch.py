@@ -19,7 +19,7 @@ from aks.ops.gemm.spec import GEMM
 from aks.runtime import dispatcher, native
 from aks.runtime.predictor import Predictor
 
-SHAPES = ((1, 4096, 4096), (16, 4096, 4096), (64, 4096, 4096))
+SHAPES = ((1, 4096, 4096), (16, 4096, 4096), (64, 4096, 4096), (1024, 1024, 4096))
 """(m, n, k) that are timed: short kernels, so that the host is what limits."""
 _QUEUE = 64  # calls between two waits: the driver's queue has room for a thousand
 _ELEMENTS = 1 << 27
@@ -51,7 +51,8 @@ def load(folder: Path, device: DeviceSpec | None = None) -> dispatcher.GemmDispa
 def bench_dispatch(folder: Path, *, calls: int = 5000) -> Iterator[dict[str, Any]]:
     """A row for each shape and way to call: ``shape``, ``way``, ``median_us``, ``p99_us`` of the host's time.
 
-    The shipped tree of an H200 leaves the last of the shapes to ``torch.mm``.
+    The shipped tree of an H200 runs the first two with kernels of ours, leaves the third to ``torch.mm``,
+    and runs the last with an algorithm of cuBLASLt.
 
     And first a row for loading: the time from an artifact folder to kernels that are ready, and ``device_mib``,
     the GPU's memory that it took. The first launch of a shape is a row too: it should cost what the others do.
@@ -108,7 +109,7 @@ def _first_sights(served: dispatcher.GemmDispatcher) -> Iterator[int]:
     assert served.kernels is not None
     prepare, counts = served.kernels.prepare, served.kernels.counts
     for m in range(1, 2048):
-        n, k, pointer = 4096, 5120, 1 << 40
+        n, k, pointer = 1024, 4096, 1 << 40
         before, start = counts()["plans"], perf_counter_ns()
         prepare(m, n, k, 0, 0, True, pointer, pointer, pointer, k, k, n, 0)
         taken = perf_counter_ns() - start

