@@ -206,15 +206,17 @@ def test_plans_are_bounded_and_the_last_ones_are_kept(folders, standin, standin_
     before = standin_lt.objects()
     kernels = standin.load(folders[1], cublaslt=standin_lt)
     calls = [CALL._replace(m=m, n=8 * n, out_row=8 * n) for n in (64, 65, 66) for m in range(1, 3001)]
+    always = CALL._replace(n=1024, out_row=1024)
     for call in calls:
         assert kernels.launch(*call, 0) == 1 and f",{call.m}," in standin_lt.last()
-    assert kernels.counts()["plans"] == len(calls)
+        kernels.launch(*always, 0)  # never forgotten, because it is used
+    assert kernels.counts()["plans"] == len(calls) + 1
     assert 0.8 * PLANS * 4 < standin_lt.objects() - before - 1 <= PLANS * 4  # an operation and three layouts each
     for call in calls[-PLANS // 2 :]:
         kernels.launch(*call, 0)
-    assert kernels.counts()["plans"] == len(calls)
-    kernels.launch(*calls[0], 0)
     assert kernels.counts()["plans"] == len(calls) + 1
+    kernels.launch(*calls[0], 0)
+    assert kernels.counts()["plans"] == len(calls) + 2
     del kernels
     gc.collect()
     assert standin_lt.objects() == before
