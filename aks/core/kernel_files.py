@@ -20,9 +20,13 @@
     ``[abstains, config, formula, config, formula, ...]``: the first config whose formula holds, the last
     with formula -1.
 ``configs``
-    null for a vendor's routine, else ``{variant, programs, scratch, kernels}``: formulas that name the
-    kernel, the formula of the grid, whether it uses scratch, and ``[value, ..., function]`` for each
-    kernel, in order.
+    null for a vendor's routine, of which ``product`` may name some, else ``{variant, programs, scratch,
+    kernels}``: formulas that name the kernel, the formula of the grid, whether it uses scratch, and
+    ``[value, ..., function]`` for each kernel, in order.
+``product``
+    null, or what configs ask of cuBLASLt: ``{a, b, d, transpose_a, element_type, workspace, workspace_bytes,
+    alignment, num_algorithms, configs}`` as in ``aks.ops.launch_spec.Product``. Matrices are ``[pointer, rows,
+    columns, row_stride]``, workspace a place in scratch, and configs ``[config, algorithm]`` for each that is one.
 ``functions``
     ``{name, cubin, num_warps, shared_bytes, early_start, signature, boxes}``.
 ``signatures``
@@ -35,4 +39,4 @@
 from __future__ import annotations
 
 TABLE_FILE, CODE_FILE = "kernels.json", "kernels.bin"
-FORMAT, VERSION = "aks-kernels", 1
+FORMAT, VERSION = "aks-kernels", 2

@@ -71,6 +71,10 @@ class Parameter:
         """The value as formulas see it: a text is its index in the choices."""
         return self.choices.index(value) if isinstance(value, str) else int(value)
 
+    def value(self, variable: int) -> Any:
+        """The value that formulas see so; ``variable`` itself if there is none."""
+        return next((choice for choice in self.choices if self.variable(choice) == variable), variable)
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

@@ -46,6 +46,7 @@ def kernel_table(tree: Tree, op: Op, device: DeviceSpec, compile_all: Compile) -
         **writer.call(),
         **writer.tree(),
         **writer.kernels(configs, dict(zip(keys, binaries, strict=True))),
+        "product": writer.product(configs),
         "formulas": writer.formulas,
     }
     return {kernel_files.TABLE_FILE: artifact.dump(document), kernel_files.CODE_FILE: b"".join(writer.code)}
@@ -159,8 +160,7 @@ class _Writer:
                 case "value", str():
                     text = argument
                 case "map", Matrix():
-                    parts = (argument.pointer, argument.rows, argument.columns, argument.row_stride)
-                    signature.append(["map", *map(self._place, parts)])
+                    signature.append(["map", *self._matrix(argument)])
                     continue
                 case ("rows" | "columns" | "row_stride") as role, Matrix():
                     text = getattr(argument, role)
@@ -173,6 +173,25 @@ class _Writer:
                     )
             signature.append(["value", parameter.num_bytes, self._place(text)])
         return signature
+
+    def product(self, configs: Sequence[Config]) -> dict[str, Any] | None:
+        product = self._spec.product
+        if product is None:
+            return None
+        algorithms = [(index, product.algorithm_of(config)) for index, config in enumerate(configs)]
+        return {
+            **{name: self._matrix(getattr(product, name)) for name in ("a", "b", "d")},
+            "transpose_a": self._place(product.transpose_a),
+            "element_type": self._place(product.element_type),
+            "workspace": [buffer.name for buffer in self._spec.scratch].index(product.workspace),
+            "workspace_bytes": product.workspace_bytes,
+            "alignment": product.alignment,
+            "num_algorithms": product.num_algorithms,
+            "configs": [[index, algorithm] for index, algorithm in algorithms if algorithm is not None],
+        }
+
+    def _matrix(self, matrix: Matrix) -> list[int]:
+        return [self._place(text) for text in (matrix.pointer, matrix.rows, matrix.columns, matrix.row_stride)]
 
     def _condition(self, text: str) -> int:
         return -1 if text == "True" else self._place(text)

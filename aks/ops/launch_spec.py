@@ -28,7 +28,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """An argument that is a tensor descriptor of contiguous rows: formulas over the call.
+    """A matrix of contiguous rows, which a tensor descriptor or cuBLASLt is told of: formulas over the call.
 
     pointer is the address of the first element, row_stride in elements.
     """
@@ -47,6 +47,37 @@ class Buffer:
     num_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Product:
+    """Configs that are one call of cuBLASLt: ``d = b @ op(a)``, by an entry of its own ranking of algorithms.
+
+    ``applies`` (whether a config is such) and ``algorithm`` (the entry, from 0) are over a config; the others over
+    the call. As cuBLASLt sees it, column-major, this is ``d.T = op(a.T) @ b.T``, and transpose_a says whether op
+    transposes; element_type is the ``cudaDataType_t`` of all three, sums are float32. The ranking is of
+    num_algorithms entries, for pointers that alignment (bytes) divides, and for workspace_bytes of the scratch
+    buffer workspace: whoever asks otherwise may get another.
+    """
+
+    applies: str
+    algorithm: str
+    a: Matrix
+    b: Matrix
+    d: Matrix
+    transpose_a: str
+    element_type: str
+    workspace: str
+    workspace_bytes: int
+    alignment: int
+    num_algorithms: int
+
+    def algorithm_of(self, config: Config) -> int | None:
+        """The entry that ``config`` is; None if it is no such config."""
+        known = config.variables()
+        if not formula.compile_python(self.applies)(known):
+            return None
+        return formula.compile_python(self.algorithm)(known)
+
+
 @dataclass(frozen=True)
 class LaunchSpec:
     """What an op adds to its spec so that its kernels can be bundled.
@@ -55,7 +86,7 @@ class LaunchSpec:
     elements) and the addresses of ``scratch``. ``derived`` gives the problem's parameters that follow from
     the operands. ``has_kernel`` and ``needs_scratch`` are over a config; ``variant`` is over problem and
     config, ``programs`` (the grid) over these and the device, ``arguments`` (by the kernels' names for
-    them) over the call.
+    them) over the call. ``product`` are configs without a kernel that are launched nevertheless.
     """
 
     operands: tuple[str, ...]
@@ -66,9 +97,10 @@ class LaunchSpec:
     arguments: Mapping[str, str | Matrix]
     scratch: tuple[Buffer, ...] = ()
     needs_scratch: str = "False"
+    product: Product | None = None
 
     def config_has_kernel(self, config: Config) -> bool:
-        """Whether the config is one of our kernels, and not a vendor's routine."""
+        """Whether the config is one of our kernels, and not a vendor's routine (of which some are a ``product``)."""
         return bool(formula.compile_python(self.has_kernel)(config.variables()))
 
     def config_needs_scratch(self, config: Config) -> bool:

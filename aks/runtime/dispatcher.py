@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from aks.core.device import DeviceSpec, current_device
 from aks.core.errors import AksError, UnsupportedRoutineError
-from aks.ops.gemm import reference
+from aks.core.tree import VENDOR
+from aks.ops.gemm import cublaslt, reference
 from aks.ops.gemm.call import Call, call_of
 from aks.ops.gemm.routines import Scratch, bind_routine
 from aks.ops.gemm.spec import GEMM, GemmConfig, GemmProblem
@@ -30,8 +31,8 @@ _FIELDS = tuple(field.name for field in fields(GemmProblem))
 class GemmDispatcher:
     """Runs ``y = x @ w.T`` on one GPU with whatever config the tree names for it.
 
-    With ``kernels`` (a bundle's, loaded by the native module) it selects and launches there: nothing is
-    compiled or loaded while serving. The vendor's and cuBLASLt's routines are run from here in any case.
+    With ``kernels`` (a bundle's, loaded by the native module) it selects and launches there, cuBLASLt's
+    algorithms too: nothing is compiled or loaded while serving. The vendor's routine is run from here in any case.
 
     Without them, kernels are compiled when first needed, and kept. The workspace of split-K belongs to a
     stream: launches of one stream follow one another, so they share it. CUDA graphs captured on one stream
@@ -47,6 +48,8 @@ class GemmDispatcher:
         self.index = index
         self.kernels = kernels
         self._launch = kernels.launch if kernels else None
+        if kernels:
+            predictor.add_source(kernels.take_misses)
         self._scratch: dict[int, Scratch] = {}
         self._spare: Scratch | None = None
         self._lock = threading.Lock()
@@ -68,6 +71,9 @@ class GemmDispatcher:
             if answer >= 0:
                 return
             chosen = -1 - answer
+            if chosen == VENDOR:  # PyTorch finds device and stream by itself
+                torch.mm(x, w.T, out=out)
+                return
         with torch.cuda.device(self.index):
             self._run_here(x, w.T if call.w_layout else w, out, call.problem(), chosen, stream)
 
@@ -75,9 +81,7 @@ class GemmDispatcher:
         self, x: Tensor, w: Tensor, out: Tensor, problem: GemmProblem, chosen: int | None, stream: int
     ) -> None:
         """Run what the native dispatcher has left; chosen is the config that it answered, None if there is none."""
-        config: Any = self.choose(problem)  # counts what the tree did not know, whoever chose
-        if chosen is not None:
-            config = self.predictor.configs[chosen]
+        config: Any = self.choose(problem) if chosen is None else self.predictor.configs[chosen]
         scratch = self._scratch_of(stream) if config != GEMM.vendor else None
         if scratch:
             # Not supported: this cuBLASLt lacks an algorithm that the one of the training had.
@@ -144,7 +148,7 @@ def dispatcher_of(index: int) -> GemmDispatcher | None:
         warnings.warn(f"aks.linear runs torch's own kernels on {device.name}: {error}", stacklevel=3)
         return None
     try:
-        kernels = native.load_kernels(predictor.bundle, index)
+        kernels = native.load_kernels(predictor.bundle, index, cublaslt=cublaslt.library_paths())
     except AksError as error:
         warnings.warn(f"aks.linear compiles its kernels as they are needed on {device.name}: {error}", stacklevel=3)
         kernels = None

@@ -61,6 +61,7 @@ class Predictor:
         self._lock = threading.Lock()
         self._reasons: dict[str, int] = {}
         self._missed: dict[tuple[Any, ...], int] = {}
+        self._sources: list[Callable[[], tuple[list[int], list[tuple[list[int], int]]]]] = []
         self._illegal = [0]  # a list: generated code adds to it without a call
         self.select, self.predict = self._compile()
 
@@ -130,6 +131,7 @@ class Predictor:
         a leaf that abstains; ``illegal favourite``: a successor ran. The last is counted without a
         lock, so threads may lose some.
         """
+        self._take()
         with self._lock:
             counts = dict(self._reasons)
         return {**counts, ILLEGAL_FAVOURITE: self._illegal[0]} if self._illegal[0] else counts
@@ -139,10 +141,33 @@ class Predictor:
 
         The first ``MAX_MISSED`` distinct ones, each as field names and values.
         """
+        self._take()
         with self._lock:
             missed = list(self._missed.items())
         names = [parameter.name for parameter in self.tree.parameters]
         return [(dict(zip(names, values, strict=True)), count) for values, count in missed]
+
+    def add_source(self, take: Callable[[], tuple[list[int], list[tuple[list[int], int]]]]) -> None:
+        """Count what the native dispatcher answers by this tree, too: ``take`` is its ``take_misses``."""
+        self._sources.append(take)
+
+    def _take(self) -> None:
+        parameters = self.tree.parameters
+        names = [*(f"outside {parameter.name}" for parameter in parameters), UNSAFE_LEAF]
+        for take in self._sources:
+            reasons, problems = take()
+            with self._lock:
+                for name, count in zip(names, reasons, strict=False):
+                    if count:
+                        self._reasons[name] = self._reasons.get(name, 0) + count
+                self._illegal[0] += sum(reasons[len(names) :])
+                for values, count in problems:
+                    known = tuple(p.value(value) for p, value in zip(parameters, values, strict=True))
+                    self._remember(known, count)
+
+    def _remember(self, values: tuple[Any, ...], count: int) -> None:
+        if values in self._missed or len(self._missed) < MAX_MISSED:
+            self._missed[values] = self._missed.get(values, 0) + count
 
     def _compile(self) -> tuple[Callable[..., int], Callable[..., Config]]:
         arguments = argument_list(self.tree)
@@ -186,8 +211,7 @@ class Predictor:
     def _count(self, reason: str, values: tuple[Any, ...]) -> int:
         with self._lock:
             self._reasons[reason] = self._reasons.get(reason, 0) + 1
-            if values in self._missed or len(self._missed) < MAX_MISSED:
-                self._missed[values] = self._missed.get(values, 0) + 1
+            self._remember(values, 1)
         return VENDOR
 
 

@@ -17,7 +17,7 @@ static std::string read(const char *path) {
 
 static std::string change(std::string text, std::mt19937_64 &random) {
     const auto below = [&](size_t limit) { return std::uniform_int_distribution<size_t>(0, limit - 1)(random); };
-    for (size_t times = 1 + below(3); times; --times) {
+    for (size_t times = 1 + below(3); times && !text.empty(); --times) {
         size_t at = below(text.size());
         if (below(4) == 0) {  // a byte, or a piece
             if (below(2)) text[at] = static_cast<char>(below(256));
@@ -35,15 +35,17 @@ static std::string change(std::string text, std::mt19937_64 &random) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 6) return 2;
-    const std::string table = read(argv[1]), code = read(argv[2]), driver = argv[3];
-    std::mt19937_64 random(std::strtoull(argv[4], nullptr, 10));
-    const long rounds = std::atol(argv[5]);
+    if (argc != 7) return 2;
+    const std::string table = read(argv[1]), code = read(argv[2]), driver = argv[3], cublaslt = argv[4];
+    std::mt19937_64 random(std::strtoull(argv[5], nullptr, 10));
+    const long rounds = std::atol(argv[6]);
     long loaded = 0, refused = 0;
+    unsigned long long plans = 0;
     for (long round = 0; round < rounds; ++round) {
         try {
             const bool change_code = round % 8 == 0;
-            aks::Kernels kernels(change_code ? table : change(table, random), change_code ? change(code, random) : code, 0, driver);
+            aks::Kernels kernels(change_code ? table : change(table, random), change_code ? change(code, random) : code, 0, driver,
+                                 {cublaslt});
             ++loaded;
             for (int call = 0; call < 60; ++call) {
                 int64_t values[64];
@@ -52,19 +54,23 @@ int main(int argc, char **argv) {
                     value = call % 3 ? static_cast<int64_t>(random() >> bits) : static_cast<int64_t>(random() % 16 + 1) * 64;
                 }
                 for (int at = 3; at < 6; ++at) values[at] = static_cast<int64_t>(random() % 2);
+                for (int at = 9; at < 12; ++at) values[at] |= 1 << 14;  // row strides that hold some rows
                 kernels.select({values, kernels.table().parameters.size()});
                 int config = 0;
                 try {
-                    kernels.launch({values, kernels.table().call_values}, nullptr, config);
+                    const std::span<const int64_t> posed{values, kernels.table().call_values};
+                    if (call % 2) kernels.prepare(posed, nullptr, config);
+                    kernels.launch(posed, nullptr, config);
                 } catch (const aks::Error &) {
                 }
                 if (config < 0 || static_cast<size_t>(config) >= kernels.table().configs.size()) return 3;
             }
+            plans += kernels.counts().plans;
         } catch (const aks::Error &error) {
             if (!*error.what()) return 4;
             ++refused;
         }
     }
-    std::printf("%ld loaded, %ld refused\n", loaded, refused);
+    std::printf("%ld loaded, %ld refused, %llu plans\n", loaded, refused, plans);
     return 0;
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,11 +21,12 @@ from aks.ops.gemm.call import call_of, problem_of
 from aks.ops.gemm.spec import GEMM
 from aks.runtime import dispatcher as dispatchers
 from aks.runtime import native
-from aks.runtime.predictor import Predictor
+from aks.runtime.predictor import MAX_MISSED, Predictor
 from tests.kernels import export_fake
 from tests.native.conftest import needs_module
 from tests.native.test_aks_h import CC, CXX, NATIVE, SOURCES, build, run
-from tests.native.test_native import SPLIT, one_leaf
+from tests.native.test_native import SHIPPED, SPLIT, one_leaf, random_gemms, shipped_selector
+from tests.native.test_native import call_of as gemm_call
 from tests.runtime.test_dispatcher import close, gpu_operands
 
 gpu = pytest.mark.gpu
@@ -61,6 +63,24 @@ def test_what_is_left_to_the_vendor_runs_here_and_is_counted(tmp_path: Path, sta
     made.run(x, w, out, call)
     assert close(out, x, w)
     assert made.predictor.counts() == {"outside m": 1}
+
+
+@needs_module
+def test_what_the_tree_did_not_know_is_counted_as_the_predictor_does(tmp_path: Path, standin):
+    folder = export_fake(tmp_path, shipped_selector(SHIPPED[-1]))
+    predictor, alone = (Predictor.load(GEMM, path=folder) for _ in range(2))
+    kernels, rng = standin.load(folder), random.Random(3)
+    dispatchers.GemmDispatcher(predictor, H200, 0, kernels)
+    for again in range(2):
+        for problem in random_gemms(1500, rng):
+            for _ in range(1 + problem.m % 2):
+                kernels.launch(*gemm_call(problem, rng), 0)
+                kernels.prepare(*gemm_call(problem, rng), 0)  # is not serving
+                alone.select(**problem.to_row())
+        assert predictor.counts() == alone.counts() and len(alone.counts()) > 2
+        if not again:
+            assert sorted(predictor.missed(), key=str) == sorted(alone.missed(), key=str)
+    assert len(predictor.missed()) == len(alone.missed()) == MAX_MISSED
 
 
 def test_a_call_is_the_problem_and_its_operands():

@@ -18,6 +18,7 @@ from aks.runtime import native
 from tests.kernels import export_fake
 from tests.native.conftest import CC, HERE, build_standin, needs_module
 from tests.native.test_aks_h import CXX, NATIVE, SOURCES, build, run
+from tests.native.test_products import product_leaf
 from tests.selectors import random_selector
 
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1"]
@@ -38,12 +39,15 @@ def test_a_sanitized_build_survives_mutated_bundles(folder: Path, tmp_path: Path
     build(
         CXX, "-std=c++20", *SANITIZERS, f"-I{NATIVE / 'src'}", HERE / "fuzz.cpp", *SOURCES[:-1], "-o", program, "-ldl"
     )
-    standin = build_standin(tmp_path)
-    files = (folder / kernel_files.TABLE_FILE, folder / kernel_files.CODE_FILE)
-    done = run(program, *files, standin, 1, 1000)
-    assert done.returncode == 0, done.stderr[-3000:]
-    loaded, refused = map(int, re.findall(r"\d+", done.stdout))
-    assert loaded > 50 and refused > 50
+    standins = build_standin(tmp_path), build_standin(tmp_path, "standin_lt.so", "standin_lt.c")
+    # Trees of many configs, and of nothing but a product: its formulas are a small part of the first.
+    for bundle, rounds in ((folder, 1000), (export_fake(tmp_path / "product", product_leaf()), 500)):
+        files = (bundle / kernel_files.TABLE_FILE, bundle / kernel_files.CODE_FILE)
+        done = run(program, *files, *standins, 1, rounds)
+        assert done.returncode == 0, done.stderr[-3000:]
+        loaded, refused, plans = map(int, re.findall(r"\d+", done.stdout))
+        assert loaded > 50 and refused > 50
+    assert plans > 500
 
 
 @needs_module

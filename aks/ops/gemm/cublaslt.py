@@ -19,15 +19,13 @@ from typing import Any
 import torch
 
 from aks.core.errors import AksError, InvalidProblemError, UnsupportedRoutineError
-
-WORKSPACE_BYTES = 32 * 2**20
-"""What PyTorch gives cuBLAS on Hopper (``CUBLAS_WORKSPACE_CONFIG``'s default there)."""
+from aks.ops.gemm.spec import CUBLASLT_DTYPES as _DTYPES
+from aks.ops.gemm.spec import CUBLASLT_WORKSPACE_BYTES as WORKSPACE_BYTES
 
 _MAJORS = (13, 12)
 _STATUS_NOT_SUPPORTED = 15
 _COMPUTE_32F = 68
 _R_32F = 0
-_DTYPES = {"bf16": 14, "fp16": 2}
 _OP_N, _OP_T = 0, 1
 _DESC_TRANSA, _DESC_TRANSB = 3, 4
 _PREF_MAX_WORKSPACE_BYTES = 1
@@ -319,6 +317,14 @@ def load_library() -> ctypes.CDLL:
     raise CublasLtMissingError(
         f"no {' or '.join(names)} found; install PyTorch with CUDA, or CUDA itself ({reasons[-1]})"
     )
+
+
+def library_paths() -> list[str]:
+    """What the dynamic loader calls the cuBLASLt of ``load_library``; empty if there is none."""
+    try:
+        return [load_library()._name]
+    except CublasLtMissingError:
+        return []
 
 
 def _wheel_paths() -> list[Path]:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from aks.ops.gemm.spec import SPLIT_COUNTERS, SPLIT_WORKSPACE_BYTES
-from aks.ops.launch_spec import Buffer, LaunchSpec, Matrix, Part
+from aks.ops.gemm.spec import (
+    CUBLASLT_ALGOS,
+    CUBLASLT_DTYPES,
+    CUBLASLT_WORKSPACE_BYTES,
+    SPLIT_COUNTERS,
+    SPLIT_WORKSPACE_BYTES,
+    GemmProblem,
+)
+from aks.ops.launch_spec import Buffer, LaunchSpec, Matrix, Part, Product
 
 _ALIGNMENT = "gcd(alignment, 2 * n, 2 * k)"
 _TILES = "(ceil_div(m, max(1, block_m, (block_m == 0) * m)) * ceil_div(n, max(1, block_n)))"
+
+_X = Matrix("x_ptr", "m", "k", "x_row")
+_W = Matrix(
+    "w_ptr",
+    "max((w_layout == 0) * n, (w_layout == 1) * k)",
+    "max((w_layout == 0) * k, (w_layout == 1) * n)",
+    "w_row",
+)
 
 LAUNCH_SPEC = LaunchSpec(
     operands=("x_ptr", "w_ptr", "out_ptr", "x_row", "w_row", "out_row"),
@@ -38,14 +53,24 @@ LAUNCH_SPEC = LaunchSpec(
         **{name: name for name in ("x_ptr", "w_ptr", "out_ptr", "workspace_ptr", "counter_ptr")},
         **{name: name for name in ("x_row", "w_row", "out_row")},
         **{name: name.lower() for name in ("M", "N", "K")},
-        "x_desc": Matrix("x_ptr", "m", "k", "x_row"),
-        "w_desc": Matrix(
-            "w_ptr",
-            "max((w_layout == 0) * n, (w_layout == 1) * k)",
-            "max((w_layout == 0) * k, (w_layout == 1) * n)",
-            "w_row",
-        ),
+        "x_desc": _X,
+        "w_desc": _W,
     },
     scratch=(Buffer("workspace_ptr", SPLIT_WORKSPACE_BYTES), Buffer("counter_ptr", 4 * SPLIT_COUNTERS)),
     needs_scratch="split_k > 1",
+    product=Product(
+        applies="kind == CUBLASLT",
+        algorithm="algo",
+        a=_W,
+        b=_X,
+        d=Matrix("out_ptr", "m", "n", "out_row"),
+        transpose_a="w_layout == 0",
+        element_type=" + ".join(
+            f"(dtype == {place}) * {CUBLASLT_DTYPES[name]}" for place, name in enumerate(GemmProblem.CHOICES["dtype"])
+        ),
+        workspace="workspace_ptr",
+        workspace_bytes=CUBLASLT_WORKSPACE_BYTES,
+        alignment=16,
+        num_algorithms=CUBLASLT_ALGOS,
+    ),
 )

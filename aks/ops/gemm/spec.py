@@ -91,6 +91,10 @@ class GemmConfig(Config):
 VENDOR = GemmConfig(kind="torch_mm")
 CUBLASLT_ALGOS = 4
 """Entries of cuBLASLt's ranking that are configs."""
+CUBLASLT_WORKSPACE_BYTES = 32 << 20
+"""What PyTorch gives cuBLAS on Hopper (``CUBLAS_WORKSPACE_CONFIG``'s default there)."""
+CUBLASLT_DTYPES = {"bf16": 14, "fp16": 2}
+"""``cudaDataType_t`` by dtype."""
 SPLIT_WORKSPACE_BYTES = 64 << 20
 """Room for the partial sums of split-K: one buffer a stream."""
 SPLIT_COUNTERS = 1 << 16

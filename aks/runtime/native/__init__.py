@@ -7,12 +7,20 @@ for C and C++.
 
 ``Kernels.launch`` takes plain integers and gives the interpreter's lock back while the driver works: its queue
 may be full, and other threads go on meanwhile. It allocates nothing, but for the scratch memory of a stream that
-is new to it.
+is new to it, and for a shape that is new to cuBLASLt.
+
+Configs that are an algorithm of cuBLASLt (``LaunchSpec.product``) are launched here too, with the library that is
+opened at run time. Which algorithm that is cuBLASLt says when it is asked for its ranking: at the first sight of a
+shape, on the host alone, at many times the cost of a launch; ``prepare`` asks ahead. The last 4,096 shapes are kept.
+Without the library these configs are left to the caller; so are, as the vendor's, shapes for which it has too few
+algorithms. Both asking and launching may happen while a stream is being captured: the workspace is the stream's
+scratch memory, and what cuBLASLt loads at a kernel's first launch it may load then.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Protocol
 
@@ -21,6 +29,7 @@ from aks.core.bundle import Bundle
 from aks.core.errors import ArtifactError
 
 DRIVER = "libcuda.so.1"
+CUBLASLT = ("libcublasLt.so.13", "libcublasLt.so.12")
 
 
 class Kernels(Protocol):
@@ -28,6 +37,8 @@ class Kernels(Protocol):
 
     problem_count: int
     call_count: int
+    cublaslt: str
+    """The cuBLASLt that is used; empty if there is none, or the tree names none of its algorithms."""
 
     def select(self, *problem: int) -> int:
         """Index of the config for a problem as formulas see it: a value for each parameter of the tree."""
@@ -48,6 +59,23 @@ class Kernels(Protocol):
         """
         ...
 
+    def prepare(self, *call_and_stream: int) -> int:
+        """All that ``launch`` does for such a call, but nothing is enqueued: the same answer and errors.
+
+        Afterwards a launch of the shape on the stream allocates nothing and does not ask cuBLASLt, which then only
+        loads the kernel's module if it was never launched. Of the addresses only the alignment matters.
+        """
+        ...
+
+    def take_misses(self) -> tuple[list[int], list[tuple[list[int], int]]]:
+        """What launches met that the tree did not know, since the last time: ``Predictor.add_source`` takes it.
+
+        How often, by reason: for each parameter, that it was the first outside the support; a leaf that
+        abstained; a favourite that was not legal. Then the problems of all but the last, as formulas see them,
+        with their counts: the first ``MAX_MISSED`` distinct ones. Both are empty if there were none.
+        """
+        ...
+
     def time(self, repeats: int, driver_alone: bool, *call_and_stream: int) -> list[int]:
         """Host nanoseconds of each of so many launches, without Python: whole, or of the driver's call alone."""
         ...
@@ -55,8 +83,9 @@ class Kernels(Protocol):
     def counts(self) -> dict[str, int]:
         """What happened since loading.
 
-        modules and allocations that were made; launches; illegal_favourites, whose successor ran;
-        without_kernel and without_scratch, calls that were left to the vendor's routine for want of these.
+        modules and allocations that were made; launches; illegal_favourites, whose successor ran; plans, for
+        which cuBLASLt was asked at the first sight of a shape; without_kernel, without_scratch and without_plan,
+        calls that were left to the vendor's routine for want of these.
         """
         ...
 
@@ -70,10 +99,13 @@ def is_built() -> bool:
     return True
 
 
-def load_kernels(bundle: Bundle, index: int = 0, driver: str = DRIVER) -> Kernels | None:
+def load_kernels(
+    bundle: Bundle, index: int = 0, driver: str = DRIVER, cublaslt: Sequence[str] = CUBLASLT
+) -> Kernels | None:
     """The bundle's kernels on CUDA device ``index``, in its primary context (which PyTorch uses).
 
-    None if the folder was exported without kernels, or the module is not built.
+    None if the folder was exported without kernels, or the module is not built. driver and cublaslt are libraries
+    as the dynamic loader knows them; of cublaslt the first that the process has, else the first that can be opened.
 
     Raises
     ------
@@ -89,7 +121,7 @@ def load_kernels(bundle: Bundle, index: int = 0, driver: str = DRIVER) -> Kernel
         for name in (kernel_files.TABLE_FILE, kernel_files.CODE_FILE)
     )
     _check_same(bundle, table)
-    return import_module("aks.runtime.native._native").Kernels(table, code, index, driver)
+    return import_module("aks.runtime.native._native").Kernels(table, code, index, driver, list(cublaslt))
 
 
 def _check_same(bundle: Bundle, table: bytes) -> None:

@@ -1,8 +1,9 @@
 /*
  * aks in C and C++: load a folder that `aks export --bundle` wrote, select a config, launch its kernel.
  *
- * Link with libaks.so. It opens the CUDA driver (libcuda.so.1) at run time; nothing else of CUDA is needed.
- * All functions may be called from several threads at once, aks_unload excepted.
+ * Link with libaks.so. It opens the CUDA driver (libcuda.so.1) at run time, and cuBLASLt if the process has
+ * loaded it or the dynamic loader finds it; nothing else of CUDA is needed. All functions may be called from several
+ * threads at once, aks_unload excepted.
  *
  *     aks_kernels *kernels;
  *     if (aks_load("bundles/gemm/h200", 0, &kernels) != AKS_OK) { puts(aks_message()); }
@@ -25,7 +26,7 @@ enum {
     AKS_NOT_LAUNCHED = 1,     /* nothing was enqueued: run `config`, a vendor's routine, yourself */
     AKS_ERROR_FILE = 2,       /* a file is missing, truncated, altered or malformed */
     AKS_ERROR_DEVICE = 3,     /* the kernels are for another GPU */
-    AKS_ERROR_DRIVER = 4,     /* the driver is missing, older than the kernels need, or a call of it failed */
+    AKS_ERROR_DRIVER = 4,     /* the driver is missing, older than the kernels need, or a call of it or of cuBLASLt failed */
     AKS_ERROR_ARGUMENT = 5,   /* a call has another number of values, or a null pointer */
     AKS_ERROR_MEMORY = 6      /* the host is out of memory */
 };
@@ -41,7 +42,7 @@ typedef struct aks_kernels aks_kernels;
 /*
  * Load all kernels of `folder` for CUDA device `device` (its ordinal), in the device's primary context.
  * Files are checked against their hashes and every index in them against its range. Afterwards nothing is
- * compiled, loaded or allocated, except scratch memory for a new stream (see aks_launch).
+ * compiled, loaded or allocated, except what a new stream and a new shape of cuBLASLt need (see aks_launch).
  */
 AKS_API int aks_load(const char *folder, int device, aks_kernels **kernels);
 
@@ -68,8 +69,19 @@ AKS_API int aks_select(const aks_kernels *kernels, const int64_t *problem, size_
  * Kernels that share memory between programs take it from the stream: 64 MiB, allocated when the stream is
  * first seen. While a stream is being captured nothing may be allocated; one set is kept in reserve for the
  * first stream that is captured before it ever launched. Without memory: AKS_NOT_LAUNCHED, config 0.
+ *
+ * Some configs are algorithms of cuBLASLt. A shape that is new to one costs a query of its heuristics, on the host
+ * alone, at many times the cost of a launch; the last 4,096 shapes are kept. It may happen while a stream is being
+ * captured. Without the library: AKS_NOT_LAUNCHED with that config; where it lacks the algorithm, with config 0.
  */
 AKS_API int aks_launch(aks_kernels *kernels, const int64_t *call, size_t count, void *stream, int *config);
+
+/*
+ * All that aks_launch does for this call, but enqueues nothing: to ask cuBLASLt for shapes ahead, and to allocate a
+ * stream's scratch memory before it is captured. Of addresses, only the alignment matters. AKS_OK: a launch of this
+ * shape on this stream will find everything, but for the module that cuBLASLt loads at a kernel's first launch.
+ */
+AKS_API int aks_prepare(aks_kernels *kernels, const int64_t *call, size_t count, void *stream, int *config);
 
 /* Values that aks_select and aks_launch take. */
 AKS_API size_t aks_problem_count(const aks_kernels *kernels);

@@ -66,6 +66,15 @@ int aks_launch(aks_kernels *kernels, const int64_t *call, size_t count, void *st
     });
 }
 
+int aks_prepare(aks_kernels *kernels, const int64_t *call, size_t count, void *stream, int *config) {
+    return guarded([&] {
+        require(kernels && call && config, "kernels, call or config");
+        *config = 0;
+        const bool ready = kernels->kernels->prepare({call, count}, static_cast<aks::cuda::Stream>(stream), *config);
+        return ready ? AKS_OK : AKS_NOT_LAUNCHED;
+    });
+}
+
 size_t aks_problem_count(const aks_kernels *kernels) { return kernels ? kernels->kernels->table().parameters.size() : 0; }
 
 size_t aks_call_count(const aks_kernels *kernels) { return kernels ? kernels->kernels->table().call_values : 0; }

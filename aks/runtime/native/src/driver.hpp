@@ -111,4 +111,20 @@ class Current {
     const Driver &driver_;
 };
 
+// This thread may allocate while it lives, though a thread, perhaps this one, is capturing a stream: by default that
+// forbids it to all. Throws Error (AKS_ERROR_DRIVER).
+class Relaxed {
+  public:
+    explicit Relaxed(const Driver &driver) : driver_(driver) {
+        driver_.check(driver_.cuThreadExchangeStreamCaptureMode(&mode_), "cuThreadExchangeStreamCaptureMode");
+    }
+    ~Relaxed() { driver_.cuThreadExchangeStreamCaptureMode(&mode_); }
+    Relaxed(const Relaxed &) = delete;
+    Relaxed &operator=(const Relaxed &) = delete;
+
+  private:
+    const Driver &driver_;
+    int mode_ = kCaptureRelaxed;
+};
+
 }  // namespace aks::cuda

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 #include "error.hpp"
 
@@ -9,7 +10,7 @@ namespace aks {
 
 namespace {
 
-constexpr size_t kVendor = 0;
+constexpr int kVendor = 0;
 
 std::string version_text(int cuda) { return std::to_string(cuda / 1000) + "." + std::to_string(cuda % 1000 / 10); }
 
@@ -22,7 +23,8 @@ void check_count(size_t got, size_t wanted, const char *what) {
 
 }  // namespace
 
-Kernels::Kernels(std::string_view table, std::string_view code, int device, const std::string &driver)
+Kernels::Kernels(std::string_view table, std::string_view code, int device, const std::string &driver,
+                 const std::vector<std::string> &cublaslt)
     : table_(table, code), driver_(cuda::Driver::open(driver)) {
     int version = 0, major = 0, minor = 0, sm_count = 0;
     driver_.check(driver_.cuInit(0), "cuInit");
@@ -50,8 +52,13 @@ Kernels::Kernels(std::string_view table, std::string_view code, int device, cons
     try {
         const cuda::Current current(driver_, context_);
         load_functions();
-        const bool any = std::any_of(table_.configs.begin(), table_.configs.end(),
-                                     [](const Config &config) { return config.needs_scratch; });
+        const auto is_product = [](const Config &config) { return config.algorithm >= 0; };
+        if (std::any_of(table_.configs.begin(), table_.configs.end(), is_product)) {
+            products_ = Products::open(cublaslt, driver_, *table_.product);
+        }
+        const bool any = std::any_of(table_.configs.begin(), table_.configs.end(), [this](const Config &config) {
+            return config.needs_scratch && (config.has_kernel || products_);
+        });
         // Of the default stream, and for the first that is captured before it ever launched.
         if (any) {
             scratch_.reserve(kMaxStreams);
@@ -69,6 +76,7 @@ Kernels::~Kernels() { release(); }
 void Kernels::release() noexcept {
     if (!context_) return;
     if (driver_.cuCtxPushCurrent(context_) == 0) {
+        products_.reset();
         for (const Scratch &scratch : scratch_) {
             for (const cuda::Pointer buffer : scratch.buffers) driver_.cuMemFree(buffer);
         }
@@ -113,20 +121,20 @@ void Kernels::load_functions() {
     table_.cubins.clear();  // the code is the caller's
 }
 
-int Kernels::choose(const int64_t *variables, size_t &rank) const noexcept {
-    rank = 0;
+Kernels::Choice Kernels::choose(const int64_t *variables) const noexcept {
     for (size_t at = 0; at < table_.parameters.size(); ++at) {
-        if (!table_.parameters[at].supports(variables[at])) return kVendor;
+        if (!table_.parameters[at].supports(variables[at])) return {kVendor, 0, static_cast<int>(at)};
     }
     int place = table_.nodes.empty() ? -1 : 0;
     while (place >= 0) {
         const Node &node = table_.nodes[static_cast<size_t>(place)];
         place = table_.formulas[static_cast<size_t>(node.formula)](variables) <= node.threshold ? node.left : node.right;
     }
-    const std::vector<Option> &options = table_.leaves[static_cast<size_t>(-1 - place)].options;
-    for (;; ++rank) {
-        const Option &option = options[rank];
-        if (option.formula < 0 || table_.formulas[static_cast<size_t>(option.formula)](variables)) return option.config;
+    const Leaf &leaf = table_.leaves[static_cast<size_t>(-1 - place)];
+    if (leaf.abstains) return {kVendor, 0, static_cast<int>(table_.parameters.size())};
+    for (size_t rank = 0;; ++rank) {
+        const Option &option = leaf.options[rank];
+        if (option.formula < 0 || table_.formulas[static_cast<size_t>(option.formula)](variables)) return {option.config, rank};
     }
 }
 
@@ -134,8 +142,27 @@ int Kernels::select(std::span<const int64_t> problem) const {
     check_count(problem.size(), table_.parameters.size(), "a problem");
     int64_t variables[kMaxVariables] = {};
     std::copy(problem.begin(), problem.end(), variables);
-    size_t rank;
-    return choose(variables, rank);
+    return choose(variables).config;
+}
+
+void Kernels::count(const Choice &choice, const int64_t *variables) {
+    const size_t parameters = table_.parameters.size();
+    const std::scoped_lock lock(misses_mutex_);
+    misses_.reasons.resize(parameters + 2);
+    if (choice.reason < 0) {
+        ++misses_.reasons[parameters + 1];
+        return;
+    }
+    ++misses_.reasons[static_cast<size_t>(choice.reason)];
+    std::vector<int64_t> problem(variables, variables + parameters);
+    const auto found = misses_.problems.find(problem);
+    if (found != misses_.problems.end()) ++found->second;
+    else if (misses_.problems.size() < Misses::kMaxProblems) misses_.problems.emplace(std::move(problem), 1);
+}
+
+Misses Kernels::take_misses() {
+    const std::scoped_lock lock(misses_mutex_);
+    return std::exchange(misses_, {});
 }
 
 const Kernel *Kernels::find(const Config &config, const int64_t *variables) const noexcept {
@@ -151,11 +178,16 @@ const Kernel *Kernels::find(const Config &config, const int64_t *variables) cons
 
 bool Kernels::launch(std::span<const int64_t> call, cuda::Stream stream, int &chosen) {
     Prepared prepared;
+    prepared.counted = true;
     if (!prepare(call, stream, chosen, prepared)) return false;
-    enqueue(prepared);
+    if (!enqueue(prepared)) return leave(without_plan_, chosen);
     launches_.fetch_add(1, std::memory_order_relaxed);
-    if (prepared.rank) illegal_.fetch_add(1, std::memory_order_relaxed);
     return true;
+}
+
+bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &chosen) {
+    Prepared prepared;
+    return prepare(call, stream, chosen, prepared);
 }
 
 std::vector<int64_t> Kernels::time(std::span<const int64_t> call, cuda::Stream stream, size_t repeats,
@@ -193,15 +225,18 @@ bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &c
         const int derived = table_.parameters[at].derived;
         if (derived >= 0) variables[at] = table_.formulas[static_cast<size_t>(derived)](variables);
     }
-    chosen = choose(variables, prepared.rank);
-    const Config &config = table_.configs[static_cast<size_t>(chosen)];
-    if (!config.has_kernel) return false;
-    const Kernel *kernel = find(config, variables);
-    if (!kernel) {  // a bundle that aks exported has one for every problem inside the support
-        without_kernel_.fetch_add(1, std::memory_order_relaxed);
-        chosen = kVendor;
-        return false;
+    const Choice choice = choose(variables);
+    if (prepared.counted && (choice.rank || choice.reason >= 0)) {
+        if (choice.rank) illegal_.fetch_add(1, std::memory_order_relaxed);
+        count(choice, variables);
     }
+    chosen = choice.config;
+    const Config &config = table_.configs[static_cast<size_t>(chosen)];
+    const bool is_product = config.algorithm >= 0 && products_;
+    if (!config.has_kernel && !is_product) return false;
+    const Kernel *kernel = is_product ? nullptr : find(config, variables);
+    // A bundle that aks exported has one for every problem inside the support.
+    if (!kernel && !is_product) return leave(without_kernel_, chosen);
     cuda::Context now = nullptr;
     driver_.check(driver_.cuCtxGetCurrent(&now), "cuCtxGetCurrent");
     if (now != context_) {
@@ -209,13 +244,19 @@ bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &c
         cuda::Device device = -1;
         if (!now || driver_.cuCtxGetDevice(&device) != 0 || device != device_) prepared.current.emplace(driver_, context_);
     }
-    if (config.needs_scratch && !add_scratch(stream, variables + parameters + operands)) {
-        without_scratch_.fetch_add(1, std::memory_order_relaxed);
-        chosen = kVendor;
-        return false;
+    int64_t *const buffers = variables + parameters + operands;
+    if (config.needs_scratch && !add_scratch(stream, buffers)) return leave(without_scratch_, chosen);
+    if (is_product) {
+        return fill_product(config.algorithm, variables, stream, prepared) || leave(without_plan_, chosen);
     }
     fill(*kernel, config, variables, stream, prepared);
     return true;
+}
+
+bool Kernels::leave(std::atomic<uint64_t> &count, int &chosen) noexcept {
+    count.fetch_add(1, std::memory_order_relaxed);
+    chosen = kVendor;
+    return false;
 }
 
 bool Kernels::add_scratch(cuda::Stream stream, int64_t *buffers) {
@@ -240,9 +281,7 @@ bool Kernels::add_scratch(cuda::Stream stream, int64_t *buffers) {
 }
 
 std::vector<cuda::Pointer> Kernels::allocate() {
-    // Another thread may be capturing: that forbids allocating to threads that don't say they know what they do.
-    int mode = cuda::kCaptureRelaxed;
-    driver_.check(driver_.cuThreadExchangeStreamCaptureMode(&mode), "cuThreadExchangeStreamCaptureMode");
+    const cuda::Relaxed relaxed(driver_);
     std::vector<cuda::Pointer> buffers;
     cuda::Stream stream = nullptr;
     cuda::Result result = driver_.cuStreamCreate(&stream, cuda::kNonBlocking);
@@ -254,7 +293,6 @@ std::vector<cuda::Pointer> Kernels::allocate() {
     }
     if (result == 0) result = driver_.cuStreamSynchronize(stream);  // the zeros are there for every stream
     if (stream) driver_.cuStreamDestroy(stream);
-    driver_.cuThreadExchangeStreamCaptureMode(&mode);
     if (result != 0) {
         for (const cuda::Pointer pointer : buffers) driver_.cuMemFree(pointer);
         driver_.check(result, "allocating scratch memory");
@@ -339,13 +377,36 @@ void Kernels::fill(const Kernel &kernel, const Config &config, const int64_t *va
     prepared.function = functions_[static_cast<size_t>(kernel.function)];
 }
 
-void Kernels::enqueue(Prepared &prepared) const {
+bool Kernels::fill_product(int algorithm, const int64_t *variables, cuda::Stream stream, Prepared &prepared) {
+    const Product &product = *table_.product;
+    prepared.plan = products_->find(products_->shape_of(table_.formulas, variables));
+    if (prepared.plan->algorithms.size() <= static_cast<size_t>(algorithm)) return false;
+    const auto address = [&](const Matrix &matrix) {
+        return static_cast<cuda::Pointer>(table_.formulas[static_cast<size_t>(matrix.pointer)](variables));
+    };
+    prepared.algorithm = algorithm;
+    prepared.a = address(product.a);
+    prepared.b = address(product.b);
+    prepared.d = address(product.d);
+    const size_t buffers = table_.parameters.size() + table_.operands.size();
+    prepared.workspace = static_cast<cuda::Pointer>(variables[buffers + product.workspace]);
+    prepared.config.stream = stream;
+    return true;
+}
+
+bool Kernels::enqueue(Prepared &prepared) const {
+    if (prepared.plan) {
+        return products_->run(*prepared.plan, prepared.algorithm, prepared.a, prepared.b, prepared.d, prepared.workspace,
+                              prepared.config.stream);
+    }
     driver_.check(driver_.cuLaunchKernelEx(&prepared.config, prepared.function, prepared.arguments, nullptr),
                   "cuLaunchKernelEx");
+    return true;
 }
 
 Counts Kernels::counts() const {
-    return {modules_.size(), allocations_, launches_, illegal_, without_kernel_, without_scratch_};
+    return {modules_.size(),  allocations_, launches_, illegal_, without_kernel_, without_scratch_,
+            products_ ? products_->queries() : 0, without_plan_};
 }
 
 }  // namespace aks

@@ -50,12 +50,14 @@ NB_MODULE(_native, module) {
     nb::class_<aks::Kernels>(module, "Kernels")
         .def(
             "__init__",
-            [](aks::Kernels *self, nb::bytes table, nb::bytes code, int device, const std::string &driver) {
+            [](aks::Kernels *self, nb::bytes table, nb::bytes code, int device, const std::string &driver,
+               const std::vector<std::string> &cublaslt) {
                 const std::string_view texts[] = {{table.c_str(), table.size()}, {code.c_str(), code.size()}};
                 nb::gil_scoped_release release;  // the bytes are immutable, and the caller holds them
-                new (self) aks::Kernels(texts[0], texts[1], device, driver);
+                new (self) aks::Kernels(texts[0], texts[1], device, driver, cublaslt);
             },
-            nb::arg("table"), nb::arg("code"), nb::arg("device"), nb::arg("driver") = aks::kDriver)
+            nb::arg("table"), nb::arg("code"), nb::arg("device"), nb::arg("driver") = aks::kDriver,
+            nb::arg("cublaslt") = aks::kCublasLt)
         .def("select",
              [](const aks::Kernels &self, nb::args arguments) {
                  const Values values(arguments);
@@ -69,6 +71,14 @@ NB_MODULE(_native, module) {
                  // The driver may block for room in the stream's queue: other threads go on meanwhile.
                  nb::gil_scoped_release release;
                  return self.launch({call.values, call.count}, stream, config) ? config : -1 - config;
+             })
+        .def("prepare",
+             [](aks::Kernels &self, nb::args arguments) {
+                 const Values call(arguments, 1);
+                 const auto stream = reinterpret_cast<aks::cuda::Stream>(call.values[call.count]);
+                 int config = 0;
+                 nb::gil_scoped_release release;
+                 return self.prepare({call.values, call.count}, stream, config) ? config : -1 - config;
              })
         .def("time",
              [](aks::Kernels &self, size_t repeats, bool driver_alone, nb::args arguments) {
@@ -87,8 +97,18 @@ NB_MODULE(_native, module) {
                  result["illegal_favourites"] = counts.illegal_favourites;
                  result["without_kernel"] = counts.without_kernel;
                  result["without_scratch"] = counts.without_scratch;
+                 result["plans"] = counts.plans;
+                 result["without_plan"] = counts.without_plan;
                  return result;
              })
         .def_prop_ro("problem_count", [](const aks::Kernels &self) { return self.table().parameters.size(); })
+        .def("take_misses",
+             [](aks::Kernels &self) {
+                 const aks::Misses misses = self.take_misses();
+                 nb::list problems;
+                 for (const auto &[problem, count] : misses.problems) problems.append(nb::make_tuple(problem, count));
+                 return nb::make_tuple(misses.reasons, problems);
+             })
+        .def_prop_ro("cublaslt", &aks::Kernels::cublaslt)
         .def_prop_ro("call_count", [](const aks::Kernels &self) { return self.table().call_values; });
 }

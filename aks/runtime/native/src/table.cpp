@@ -32,8 +32,8 @@ class Reader {
 
     void read() {
         if (json_.at("format").text("format") != "aks-kernels") fail("format is not aks-kernels");
-        if (const int64_t version = json_.at("version").integer("version", 0, kMax); version != 1) {
-            fail("they have version " + std::to_string(version) + ", and this aks reads 1");
+        if (const int64_t version = json_.at("version").integer("version", 0, kMax); version != 2) {
+            fail("they have version " + std::to_string(version) + ", and this aks reads 2");
         }
         table_.op = json_.at("op").text("op");
         table_.device = json_.at("device").text("device");
@@ -47,6 +47,7 @@ class Reader {
         tree();
         code();
         configs();
+        product();
     }
 
   private:
@@ -207,6 +208,33 @@ class Reader {
             table_.configs.push_back(std::move(config));
         }
         if (table_.configs[0].has_kernel) fail("config 0 is not the vendor's");
+    }
+
+    void product() {
+        const Json &json = json_.at("product");
+        if (json.is_null()) return;
+        const auto matrix = [&](const char *name) {
+            const Json::List &parts = json.at(name).list(name);
+            if (parts.size() != 4) fail("a matrix is not four formulas");
+            return Matrix{formula(parts[0]), formula(parts[1]), formula(parts[2]), formula(parts[3])};
+        };
+        Product product{matrix("a"), matrix("b"), matrix("d"), formula(json.at("transpose_a")),
+                        formula(json.at("element_type")), 0, 0, 0, 0};
+        product.workspace = static_cast<size_t>(index(json.at("workspace"), "a workspace's buffer", table_.scratch.size()));
+        product.workspace_bytes = static_cast<size_t>(json.at("workspace_bytes").integer(
+            "workspace_bytes", 0, static_cast<int64_t>(table_.scratch[product.workspace].bytes)));
+        product.alignment = static_cast<uint32_t>(json.at("alignment").integer("alignment", 1, 1 << 20));
+        product.num_algorithms =
+            static_cast<int>(json.at("num_algorithms").integer("num_algorithms", 1, kMaxAlgorithms));
+        for (const Json &row : json.at("configs").list("configs")) {
+            const Json::List &pair = row.list("a config of a product");
+            if (pair.size() != 2) fail("a config of a product is not a config and an algorithm");
+            Config &config = table_.configs[static_cast<size_t>(index(pair[0], "a product's config", table_.configs.size(), 1))];
+            if (config.has_kernel) fail("a config is a product and has a kernel");
+            config.algorithm = index(pair[1], "an algorithm", static_cast<size_t>(product.num_algorithms));
+            config.needs_scratch = true;
+        }
+        table_.product = product;
     }
 
     Kernel read_kernel(const Config &config, const Json &json) const {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -10,7 +11,8 @@
 
 namespace aks {
 
-inline constexpr size_t kMaxVariables = 64, kMaxArguments = 64, kMaxMaps = 4, kMaxKey = 16;
+inline constexpr size_t kMaxVariables = 64, kMaxArguments = 64, kMaxMaps = 4, kMaxKey = 16,
+                        kMaxAlgorithms = 64;
 
 struct Parameter {
     std::string name;
@@ -50,9 +52,25 @@ struct Kernel {
 
 struct Config {
     bool has_kernel = false, needs_scratch = false;
+    int algorithm = -1;  // of the product that the config is; -1 if it is none
     std::vector<int> variant;
     int programs = -1;
     std::vector<Kernel> kernels;  // in the order of their keys
+};
+
+// Formulas of a matrix whose rows are contiguous.
+struct Matrix {
+    int pointer, rows, columns, row_stride;
+};
+
+// What configs that are a product ask of cuBLASLt.
+struct Product {
+    Matrix a, b, d;
+    int transpose_a, element_type;  // formulas
+    size_t workspace;               // place among the scratch buffers
+    size_t workspace_bytes;
+    uint32_t alignment;
+    int num_algorithms;
 };
 
 struct Argument {
@@ -95,6 +113,7 @@ struct Table {
     std::vector<Node> nodes;
     std::vector<Leaf> leaves;
     std::vector<Config> configs;
+    std::optional<Product> product;
     std::vector<FunctionRow> functions;
     std::vector<std::vector<Argument>> signatures;
     std::vector<std::string_view> cubins;  // into the code that was given
