@@ -81,6 +81,8 @@ def decode(
       aks bench decode --model llama-1b --layers 4 --ways eager,graph
       aks bench decode --model gpt-oss-20b --context 32 --steps 32 --biased
     """
+    from importlib.metadata import version
+
     from aks.collect.environment import current_environment
     from aks.integrations.decoding import Length, bench_decode, make_model
     from aks.integrations.patching import patch, unpatch
@@ -91,7 +93,8 @@ def decode(
     unpatch(made, verbose=False)
     length = Length(context, steps, rounds)
     rates = bench_decode(made, sizes, words, length, biased=biased, say=lambda line: print(line, file=sys.stderr))
-    about = {"command": command_line(), "device": _device_name(made), **asdict(current_environment()), **_versions()}
+    about = {"command": command_line(), "device": _device_name(made), **asdict(current_environment())}
+    about["transformers"] = version("transformers")
     _print_rates(about, rates)
     if json_out:
         document = {
@@ -121,12 +124,6 @@ def _device_name(model: Any) -> str:
 
     device = next(model.parameters()).device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {name: version(name) for name in ("aks", "transformers")}
 
 
 def _print_rates(about: dict[str, str], rates: Sequence[DecodeRate]) -> None:

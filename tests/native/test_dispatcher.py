@@ -184,7 +184,7 @@ def test_nothing_is_loaded_or_allocated_while_serving(folder):
 
 @gpu
 @pytest.mark.skipif(CC is None or CXX is None, reason="needs C and C++ compilers")
-def test_the_c_example_runs_on_the_real_driver(folders, tmp_path: Path):
+def test_the_c_example_runs_on_the_real_driver(folder, tmp_path: Path):
     build(CXX, "-std=c++20", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", "-DAKS_BUILDING", *SOURCES, "-o",
           tmp_path / "libaks.so", "-ldl")  # fmt: skip
     torch.cuda.init()
