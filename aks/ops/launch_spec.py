@@ -101,11 +101,11 @@ class LaunchSpec:
 
     def config_has_kernel(self, config: Config) -> bool:
         """Whether the config is one of our kernels, and not a vendor's routine (of which some are a ``product``)."""
-        return bool(formula.compile_python(self.has_kernel)(config.variables()))
+        return _holds(self.has_kernel, config)
 
     def config_needs_scratch(self, config: Config) -> bool:
         """Whether the config's kernel uses ``scratch``."""
-        return bool(formula.compile_python(self.needs_scratch)(config.variables()))
+        return _holds(self.needs_scratch, config)
 
     def variant_values(self, config: Config, problem: Mapping[str, int]) -> tuple[int, ...]:
         """Values of ``variant`` for a problem as formulas see it."""
@@ -115,6 +115,11 @@ class LaunchSpec:
         """Programs to launch."""
         [count] = _folded((self.programs,), config)
         return count({**problem, "sm_count": sm_count})
+
+
+@lru_cache(maxsize=16384)
+def _holds(text: str, config: Config) -> bool:
+    return bool(formula.compile_python(text)(config.variables()))
 
 
 @lru_cache(maxsize=16384)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import triton
@@ -35,11 +36,12 @@ class Variants:
         self.make_variant = make_variant
         self.source_of = source_of
         self._spec = spec
+        self.variant_of = lru_cache(maxsize=1 << 16)(self._variant_of)
+        """The variant that runs a config on a problem. Evaluating formulas takes longer than launching."""
         self.loaded: dict[tuple[Any, int], Any] = {}
         """Kernels by variant and CUDA device, as far as they were needed."""
 
-    def variant_of(self, config: Config, problem: Problem) -> Any:
-        """The variant that runs ``config`` on ``problem``."""
+    def _variant_of(self, config: Config, problem: Problem) -> Any:
         return self.make_variant(config, self._spec.variant_values(config, problem.variables()))
 
     def compile(self, variant: Any, capability: int) -> Any:

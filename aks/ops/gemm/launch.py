@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from triton import knobs
@@ -134,6 +135,7 @@ def compile_job(job: tuple[Variant, int]) -> None:
     compile_variant(*job)
 
 
+@lru_cache(maxsize=1 << 16)
 def grid_of(config: GemmConfig, problem: GemmProblem, sm_count: int) -> int:
     """Programs to launch."""
     return LAUNCH_SPEC.count_programs(config, problem.variables(), sm_count)
