@@ -71,9 +71,9 @@ def decode(
 ) -> None:
     """Time decode steps of a Hugging Face model, with PyTorch's kernels and patched (aks.patch).
 
-    Weights are random, sequences have the same length, the cache is static, the next token is the likeliest. All
-    ways of a batch take turns. Needs the 'transformers' extra. Compiling an 8B model takes minutes: for a quick
-    trial take fewer layers.
+    Weights are random, sequences have the same length, the cache is static, the next token is the likeliest. Of
+    each way both kinds of kernels take turns. Needs the 'transformers' extra. Compiling an 8B model takes minutes:
+    for a quick trial take fewer layers.
 
     \b
     Examples:

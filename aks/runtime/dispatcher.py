@@ -156,28 +156,10 @@ def dispatcher_of(index: int) -> GemmDispatcher | None:
 
 
 def linear(x: Tensor, w: Tensor, *, out: Tensor | None = None, static_weights: bool = False) -> Tensor:
-    """``x @ w.T`` with the kernel that the tree predicts to be the fastest.
+    """What ``aks.linear`` (``aks.integrations.torch_ops``) is for plain tensors: without autocast, modes and compilers.
 
-    Parameters
-    ----------
-    x : Tensor
-        [..., K], bf16 or fp16.
-    w : Tensor
-        [N, K], of x's dtype; its transpose may be contiguous instead (weights stored as [K, N]).
-    out : Tensor, optional
-        [..., N], contiguous, overwritten. Made if not given.
-    static_weights : bool
-        Declare that no kernel still running writes w, as holds for a model's parameters when serving.
-        It allows kernels that read weights before the preceding kernel has ended; with weights that
-        are being written, those would be a race.
-
-    Returns
-    -------
-    Tensor
-        [..., N]. Differs from ``torch.nn.functional.linear`` by rounding alone (float32 accumulation).
-
-    What aks does not take (other dtypes, a CPU, gradients, no tree for the GPU, odd strides) goes to
-    ``torch.nn.functional.linear``, whose errors are then raised.
+    x [..., K], w [N, K] or a transposed view, out [..., N]. What the kernels do not take (other dtypes, a CPU,
+    gradients, no tree for the GPU, odd strides) goes to ``torch.nn.functional.linear``, whose errors are raised.
     """
     if (
         x.is_cuda
