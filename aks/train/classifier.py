@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from aks.train.examples import Inputs
 from aks.train.growth import Rows
 
-_PARAMETERS = {
+PARAMETERS: dict[str, Any] = {
     "tree_method": "hist",
     "max_bin": 128,
     "max_depth": 5,
@@ -83,7 +83,7 @@ def fit_classifier(
 ) -> RegretClassifier:
     """Fit to the costs [N, K] of measured and imagined rows; ``changed`` replaces XGBoost's parameters."""
     booster = xgb.train(
-        {**_PARAMETERS, **changed, "num_class": rows.cost.shape[1], "seed": seed},
+        {**PARAMETERS, **changed, "num_class": rows.cost.shape[1], "seed": seed},
         xgb.DMatrix(rows.features),
         num_rounds,
         obj=regret_objective(rows.cost * rows.weight[:, None], legal),

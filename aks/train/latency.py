@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import xgboost as xgb
@@ -21,7 +22,7 @@ Columns = Mapping[str, NDArray[np.int64]]
 """Variables of P problems and their devices, by name: arrays [P]."""
 
 _NUM_BOOSTERS, _ROUNDS = 2, 400
-_PARAMETERS = {
+PARAMETERS: dict[str, Any] = {
     "objective": "reg:squarederror",
     "tree_method": "hist",
     "max_bin": 256,
@@ -90,10 +91,10 @@ def fit_latency_model(
     little data gains by the one that has more.
     """
     rows, target, weight = _all_timed(training_sets)
-    matrix = xgb.QuantileDMatrix(rows, target, weight=weight, max_bin=_PARAMETERS["max_bin"])
+    matrix = xgb.QuantileDMatrix(rows, target, weight=weight, max_bin=PARAMETERS["max_bin"])
     seeds = range(num_boosters * seed, num_boosters * (seed + 1))
     with ThreadPoolExecutor(_NUM_BOOSTERS) as pool:  # XGBoost lets go of the interpreter
-        boosters = pool.map(lambda one: xgb.train({**_PARAMETERS, "seed": one}, matrix, _ROUNDS), seeds)
+        boosters = pool.map(lambda one: xgb.train({**PARAMETERS, "seed": one}, matrix, _ROUNDS), seeds)
         return LatencyModel(training_sets[0].op, tuple(boosters))
 
 
@@ -114,7 +115,7 @@ def adapt_latency_model(model: LatencyModel, measured: TrainingSet, seed: int = 
     # Not quantised: the trees that are there split between the values of other data.
     matrix = xgb.DMatrix(rows, target, weight=weight, nthread=1)
     adapted = [
-        xgb.train({**_PARAMETERS, **_ADAPTING, "seed": seed + index}, matrix, _ADAPTING_ROUNDS, xgb_model=booster)
+        xgb.train({**PARAMETERS, **_ADAPTING, "seed": seed + index}, matrix, _ADAPTING_ROUNDS, xgb_model=booster)
         for index, booster in enumerate(model.boosters)
     ]
     return LatencyModel(model.op, tuple(adapted))

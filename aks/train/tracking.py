@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.models import infer_signature
 
-from aks.train import pictures
+from aks.train import classifier, latency, pictures
 from aks.train.dataset import TrainingSet
 from aks.train.examples import make_examples
 from aks.train.fit import Options
@@ -175,6 +175,7 @@ def describe(result: TrainResult) -> str:
 def _params(result: TrainResult, options: Options) -> dict[str, Any]:
     selector = result.selector
     groups = {name: value for name, value in asdict(options).items() if isinstance(value, dict)}
+    groups |= {"classifier": classifier.PARAMETERS, "latency_model": latency.PARAMETERS}
     plain = {name: value for name, value in asdict(options).items() if name not in groups}
     return {
         "op": selector["op"],

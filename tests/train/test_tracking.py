@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from aks.train import classifier, latency
 from aks.train.tracking import ALIAS, describe, log_training
 from tests.train.conftest import OPTIONS
 
@@ -24,6 +25,8 @@ def test_the_run_has_parameters_metrics_and_curves(client_and_run, result):
     assert run.info.run_name.startswith("gemm h200 cold, regret ")
     assert run.data.params["held_out"] == "beta" and run.data.params["shape.max_leaves"] == "20"
     assert run.data.params["num_rounds"] == str(OPTIONS.num_rounds)
+    assert run.data.params["classifier.max_depth"] == str(classifier.PARAMETERS["max_depth"])
+    assert run.data.params["latency_model.eta"] == str(latency.PARAMETERS["eta"])
     for chooser, row in result.scores.items():
         assert run.data.metrics[f"{chooser}/mean_regret"] == pytest.approx(row["mean_regret"])
     assert run.data.metrics["tree/json_bytes"] == result.metrics["json_bytes"]
