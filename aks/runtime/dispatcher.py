@@ -71,9 +71,11 @@ class GemmDispatcher:
             if answer >= 0:
                 return
             chosen = -1 - answer
-            if chosen == VENDOR:  # PyTorch finds device and stream by itself
-                torch.mm(x, w.T, out=out)
-                return
+        if out.dim() > 2:  # only now: views cost as much as half a launch
+            x, out = x.view(call.m, call.k), out.view(call.m, call.n)
+        if chosen == VENDOR:  # PyTorch finds device and stream by itself
+            torch.mm(x, w.T, out=out)
+            return
         with torch.cuda.device(self.index):
             self._run_here(x, w.T if call.w_layout else w, out, call.problem(), chosen, stream)
 
@@ -182,7 +184,8 @@ def _dispatch(x: Tensor, w: Tensor, out: Tensor | None, static_weights: bool) ->
     result = x.new_empty(shape) if out is None else out
     if out is not None and (out.shape != shape or not out.is_contiguous() or out.device != x.device):
         return None
-    rows, columns = (x, result) if x.dim() == 2 else (x.reshape(-1, x.shape[-1]), result.view(-1, w.shape[0]))
+    rows = x if x.dim() == 2 or (x.dim() > 2 and x.is_contiguous()) else x.reshape(-1, x.shape[-1])
+    columns = result if result.dim() > 1 else result[None]
     call = call_of(rows, w, columns, static_weights)
     dispatcher = dispatcher_of(index) if call else None
     if not call or not dispatcher:

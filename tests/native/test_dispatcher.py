@@ -93,6 +93,41 @@ def test_a_call_is_the_problem_and_its_operands():
     assert call.problem() == problem_of(x, w, out, False)
 
 
+def test_rows_are_counted_over_all_dimensions_but_the_last():
+    w = torch.zeros(32, 64, dtype=torch.bfloat16)
+
+    def call(x: torch.Tensor, *shape: int):
+        return call_of(x, w, torch.zeros(*shape, 32, dtype=torch.bfloat16), True)
+
+    x = torch.zeros(2, 3, 64, dtype=torch.bfloat16)
+    made, flat = call(x, 2, 3), call(x.view(6, 64), 6)
+    assert made is not None and flat is not None
+    assert made._replace(out_ptr=0) == flat._replace(out_ptr=0)
+    assert (made.m, made.x_row, made.out_row) == (6, 64, 32)
+    assert call(x[:, -1:], 2, 1) is None  # two rows, not one after the other: reshaped by whoever calls
+    assert call(x[:, -1:].reshape(2, 64), 2).x_row == 192  # type: ignore[union-attr]
+    assert call(torch.zeros(2, 0, 64, dtype=torch.bfloat16), 2, 0) is None
+    assert call(x, 2, 2) is None
+
+
+@needs_module
+@pytest.mark.parametrize(("batch", "k"), [(64, 1024), (20_000, 16)])
+def test_three_dimensions_are_launched_or_multiplied_like_two(batch, k, tmp_path: Path, standin, monkeypatch):
+    """Up to 16,384 rows are inside the tree's support; more are left to torch.mm."""
+    folder = export_fake(tmp_path, one_leaf(SPLIT))
+    made = dispatchers.GemmDispatcher(Predictor.load(GEMM, path=folder), H200, 0, standin.load(folder))
+    monkeypatch.setattr(dispatchers, "_current_stream", lambda device: 0x70)
+    monkeypatch.setattr(dispatchers, "dispatcher_of", lambda index: made)
+    x, w = torch.randn(batch, 2, k).bfloat16(), torch.randn(512, k).bfloat16()
+    for given in (x, x[:, -1:]):
+        out = dispatchers._dispatch(given, w, None, True)
+        assert out is not None and out.shape == (*given.shape[:-1], 512)
+        if batch == 64:
+            assert f" {given.data_ptr()} {w.data_ptr()} {out.data_ptr()} " in standin.last()
+        else:
+            assert close(out, given, w)
+
+
 # On a GPU: AKS_BUNDLE names a folder that was exported for it; without one, the H200's tree is compiled for it here.
 
 

@@ -42,15 +42,16 @@ class Call(NamedTuple):
 def call_of(x, w, out, static_weights: bool) -> Call | None:
     """The call that tensors pose; None if these kernels do not take them.
 
-    x [M, K], w [N, K] (as it is, or a transposed view of [K, N] rows) and out [M, N], on one device.
+    x [M, K], w [N, K] (as it is, or a transposed view of [K, N] rows) and out [M, N], on one device. x and out may
+    have more dimensions before the last if they are contiguous: [..., K] and [..., N], M rows in all.
     """
     dtype = _DTYPE_CODES.get(x.dtype)
-    if dtype is None or w.dtype != x.dtype or out.dtype != x.dtype or not x.dim() == w.dim() == out.dim() == 2:
+    if dtype is None or w.dtype != x.dtype or out.dtype != x.dtype or w.dim() != 2:
         return None
-    (m, k), (n, w_columns), (x_row, x_step), (out_row, out_step) = x.shape, w.shape, x.stride(), out.stride()
-    if not m * n * k or w_columns != k or out.shape != (m, n):
+    (n, k), (x_rows, x_row), (out_rows, out_row) = w.shape, _rows(x), _rows(out)
+    if not x_rows * n * k or x.shape[-1] != k or out.shape[-1] != n or out_rows != x_rows:
         return None
-    if x_step != 1 or x_row < k or out_step != 1 or out_row < n:
+    if x_row < k or out_row < n:
         return None
     outer, inner = w.stride()
     if inner == 1 and outer >= k:
@@ -60,7 +61,18 @@ def call_of(x, w, out, static_weights: bool) -> Call | None:
     else:
         return None
     pointers = x.data_ptr(), w.data_ptr(), out.data_ptr()
-    return Call(m, n, k, dtype, w_layout, static_weights, *pointers, x_row, w_row, out_row)
+    return Call(x_rows, n, k, dtype, w_layout, static_weights, *pointers, x_row, w_row, out_row)
+
+
+def _rows(tensor) -> tuple[int, int]:
+    """How many rows of contiguous elements there are, and from one to the next how many elements; -1 if neither."""
+    if tensor.dim() == 2:
+        (rows, _), (row, step) = tensor.shape, tensor.stride()
+        return rows, row if step == 1 else -1
+    if tensor.dim() > 2 and tensor.is_contiguous():
+        columns = tensor.shape[-1]
+        return (tensor.numel() // columns if columns else 0), columns
+    return 0, -1
 
 
 def problem_of(x, w, out, static_weights: bool) -> GemmProblem | None:
