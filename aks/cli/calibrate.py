@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
     from aks.core.device import DeviceSpec
     from aks.core.problem import Problem
-    from aks.evaluate.calibration import Clock, Point
     from aks.ops.op import Op
     from aks.train.dataset import TrainingSet
     from aks.train.picks import Pick
@@ -240,7 +239,7 @@ def simulate(
       aks calibrate simulate --devices h200-48sm,h100-80gb-hbm3 --minutes 0,0.25,0.5,1 --json curve.json
       aks calibrate simulate --measured runs/a100/calibrate.db --prior runs/gemm --data data/gemm/a100.parquet
     """
-    from aks.evaluate.calibration import Clock, replay_measured
+    from aks.evaluate.calibration import Clock, replay_measured, to_json
     from aks.evaluate.calibration import simulate as replay
     from aks.evaluate.tables import print_calibration
     from aks.ops import find_op
@@ -252,37 +251,23 @@ def simulate(
     except ValueError:
         raise typer.BadParameter(f"minutes is {minutes!r}; write numbers, comma-separated") from None
     clock, points = Clock(), []
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr)
+
     if measured is not None:
         known = _read_prior(prior)
         truth = load(data_paths(known.op.name, data), known.op, regime=known.regime)
-        until = _measured_until(known, measured)
-        points = replay_measured(known, truth, until, marks, seed=seed, say=lambda line: print(line, file=sys.stderr))
-        print_calibration(points)
-        _write_points(points, clock, json_out)
-        return
-    known_op = find_op(op)
-    everything = load(data_paths(op, data), known_op, regime=regime)
-    present = sorted({entry.name for entry in everything.devices})
-    for name in split_words(devices, "devices", present) if devices else present:
-        points += replay(
-            everything,
-            name,
-            split_words(held_out, "held-out"),
-            marks,
-            options=Options(seed=seed),
-            trees=trees,
-            clock=clock,
-            say=lambda line: print(line, file=sys.stderr),
-        )
+        points = replay_measured(known, truth, _measured_until(known, measured), marks, seed=seed, say=say)
+    else:
+        everything = load(data_paths(op, data), find_op(op), regime=regime)
+        present = sorted({entry.name for entry in everything.devices})
+        families, options = split_words(held_out, "held-out"), Options(seed=seed)
+        for name in split_words(devices, "devices", present) if devices else present:
+            points += replay(everything, name, families, marks, options=options, trees=trees, clock=clock, say=say)
     print_calibration(points)
-    _write_points(points, clock, json_out)
-
-
-def _write_points(points: Sequence[Point], clock: Clock, path: Path | None) -> None:
-    from aks.evaluate.calibration import to_json
-
-    if path:
-        path.write_text(json.dumps(to_json(points, clock), indent=1) + "\n")
+    if json_out:
+        json_out.write_text(json.dumps(to_json(points, clock), indent=1) + "\n")
 
 
 def _measured_until(prior: Prior, path: Path) -> Callable[[float], TrainingSet | None]:

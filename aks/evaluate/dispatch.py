@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.nn import functional
 
 from aks.core.device import DeviceSpec, current_device
 from aks.core.errors import ArtifactError
+from aks.core.metrics import quantile
 from aks.ops.gemm import cublaslt, launch
 from aks.ops.gemm.call import Call, call_of
 from aks.ops.gemm.spec import GEMM
@@ -68,16 +71,14 @@ def bench_dispatch(folder: Path, *, calls: int = 5000) -> Iterator[dict[str, Any
         x, w = (torch.randn(rows, k, device="cuda").bfloat16() for rows in (m, n))
         out = torch.empty(m, n, dtype=x.dtype, device="cuda")
         for way, nanoseconds in _ways(served, alone, x, w, out, calls):
-            ordered = sorted(nanoseconds)
-            yield {
-                "shape": f"{m}x{n}x{k}",
-                "way": way,
-                "median_us": ordered[len(ordered) // 2] / 1e3,
-                "p99_us": ordered[len(ordered) * 99 // 100] / 1e3,
-            }
-    if asked := sorted(_first_sights(served)):
-        row = {"median_us": asked[len(asked) // 2] / 1e3, "p99_us": asked[len(asked) * 99 // 100] / 1e3}
-        yield {"shape": "", "way": f"prepare, of {len(asked)} shapes new to cuBLASLt"} | row
+            yield _row(f"{m}x{n}x{k}", way, nanoseconds)
+    if asked := list(_first_sights(served)):
+        yield _row("", f"prepare, of {len(asked)} shapes new to cuBLASLt", asked)
+
+
+def _row(shape: str, way: str, nanoseconds: Sequence[int]) -> dict[str, Any]:
+    median_us, p99_us = (quantile(nanoseconds, q) / 1e3 for q in (0.5, 0.99))
+    return {"shape": shape, "way": way, "median_us": median_us, "p99_us": p99_us}
 
 
 def _ways(
@@ -117,17 +118,9 @@ def _first_sights(served: dispatcher.GemmDispatcher) -> Iterator[int]:
             yield taken
 
 
-class _serving:  # noqa: N801
+def _serving(served: dispatcher.GemmDispatcher) -> AbstractContextManager:
     """``aks.linear`` runs on this dispatcher meanwhile."""
-
-    def __init__(self, served: dispatcher.GemmDispatcher) -> None:
-        self._served, self._before = served, dispatcher.dispatcher_of
-
-    def __enter__(self) -> None:
-        setattr(dispatcher, "dispatcher_of", lambda index: self._served)  # noqa: B010
-
-    def __exit__(self, *_: object) -> None:
-        setattr(dispatcher, "dispatcher_of", self._before)  # noqa: B010
+    return mock.patch.object(dispatcher, "dispatcher_of", lambda index: served)
 
 
 def _times(call: Callable[[], object], calls: int) -> list[int]:

@@ -26,13 +26,13 @@ from torch.overrides import has_torch_function_variadic
 from torch.utils.flop_counter import register_flop_formula
 
 from aks.ops.gemm import reference
+from aks.ops.gemm.spec import GEMM
 from aks.runtime import dispatcher
 
 DEVICE_TYPE = "cuda"
 """Where there are kernels; compiled code for other devices has PyTorch's own ops."""
 DTYPES = tuple(reference.DTYPES.values())
 _NAMES = {dtype: name for name, dtype in reference.DTYPES.items()}
-_VENDORS = ("torch_mm", "cublaslt")
 _PLAIN = frozenset((Tensor, Parameter))
 _STRIDED = torch.strided
 
@@ -109,7 +109,7 @@ def _is_vendors(x: Tensor, w: Tensor, static_weights: bool) -> bool:
         return True
     choice = known.predictor.select(x.numel() // k, n, k, _NAMES[x.dtype], static_weights=static_weights)
     config: Any = known.predictor.configs[choice]
-    return config.kind in _VENDORS
+    return not GEMM.launch_spec.config_has_kernel(config)
 
 
 def is_plain(x: Tensor, w: Tensor) -> bool:

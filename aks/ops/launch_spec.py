@@ -72,10 +72,7 @@ class Product:
 
     def algorithm_of(self, config: Config) -> int | None:
         """The entry that ``config`` is; None if it is no such config."""
-        known = config.variables()
-        if not formula.compile_python(self.applies)(known):
-            return None
-        return formula.compile_python(self.algorithm)(known)
+        return formula.compile_python(self.algorithm)(config.variables()) if _holds(self.applies, config) else None
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
+from aks.core import formula
 from aks.ops.gemm import reference
+from aks.ops.gemm.launch_spec import LAUNCH_SPEC
 from aks.ops.gemm.spec import GemmProblem
 
 _DTYPE_CODES = {dtype: GemmProblem.CHOICES["dtype"].index(name) for name, dtype in reference.DTYPES.items()}
+_ALIGNMENT = formula.compile_python(LAUNCH_SPEC.derived["alignment"])
 
 
 class Call(NamedTuple):
@@ -33,7 +35,7 @@ class Call(NamedTuple):
 
     def problem(self) -> GemmProblem:
         """The problem, its alignment worked out."""
-        alignment = math.gcd(16, *self[6:9], 2 * self.x_row, 2 * self.w_row, 2 * self.out_row)
+        alignment = _ALIGNMENT(self._asdict())
         choices = GemmProblem.CHOICES
         dtype, w_layout = choices["dtype"][self.dtype], choices["w_layout"][self.w_layout]
         return GemmProblem(self.m, self.n, self.k, dtype, w_layout, alignment, self.static_weights)

@@ -42,7 +42,7 @@ class Inputs:
 
 
 def make_inputs(problem: GemmProblem, *, copies: int = 1, device: str | torch.device = "cuda", seed: int = 0) -> Inputs:
-    """Random operands whose ``alignment_of`` is exactly ``problem.alignment``, for every copy of w.
+    """Random operands aligned to exactly ``problem.alignment``, as ``GemmProblem`` says, for every copy of w.
 
     x is N(0, 1) and w N(0, 1/k), so outputs are about N(0, 1). Row strides are padded where rows
     would be less aligned than asked; where they would be more aligned, pointers are shifted by
@@ -104,12 +104,6 @@ def make_matrices(
             tensor[:, row if std else 0 :].fill_(math.nan)
         made.append([tensor[:, :row] for tensor in padded])
     return made
-
-
-def alignment_of(x: Tensor, w: Tensor, out: Tensor) -> int:
-    """Largest power of two, up to 16, that divides every pointer and every row stride in bytes."""
-    tensors = (x, w, out)
-    return _power_of_two(*(t.data_ptr() for t in tensors), *(t.stride(0) * t.element_size() for t in tensors))
 
 
 def reference(problem: GemmProblem, x: Tensor, w: Tensor) -> Tensor:

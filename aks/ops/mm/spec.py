@@ -84,11 +84,12 @@ _WARPS = (1, 2, 4, 8, 16)
 # Wide on purpose: whatever a file of records may hold. Measuring takes the configs that a file has.
 CONFIGS = (VENDOR, *(MmConfig("triton", *knobs) for knobs in product(_BLOCKS, _BLOCKS, _BLOCKS, _STAGES, _WARPS)))
 
-_BYTES = "2 * max(1, dtype)"  # of an element: dtype is 0 for bf16, 1 for fp16, 2 for fp32
+BYTES = "2 * max(1, dtype)"
+"""Formula: of an element. dtype is 0 for bf16, 1 for fp16, 2 for fp32."""
 # Formulas cannot subtract: s * s // (s + 1) is s - 1 for s >= 1. The step being multiplied needs no buffer of its
 # own beside those that are under way. Held against the records of A100: all 5,030 cells with more failed, no other.
 _BUFFERS = "max(1, num_stages * num_stages // (num_stages + 1))"
-_SMEM = f"{_BUFFERS} * (block_m + block_n) * block_k * {_BYTES}"
+_SMEM = f"{_BUFFERS} * (block_m + block_n) * block_k * {BYTES}"
 
 # Rules say what cannot run, nothing of what is wise: all that was recorded as timed must be legal.
 RULES = (
@@ -114,13 +115,13 @@ FEATURES = (
     Feature("x_km", "x_layout", "x given as [K, M]"),
     Feature("w_kn", "w_layout", "w given as [K, N]"),
     Feature("alignment", "alignment", "bytes"),
-    Feature("x_kib", f"m * k * {_BYTES} // 1024"),
-    Feature("w_kib", f"n * k * {_BYTES} // 1024"),
-    Feature("y_kib", f"m * n * {_BYTES} // 1024"),
-    Feature("x_l2_percent", f"m * k * {_BYTES} // (l2_bytes // 100)", "bytes of x as a share of L2"),
-    Feature("w_l2_percent", f"n * k * {_BYTES} // (l2_bytes // 100)", "bytes of w as a share of L2"),
+    Feature("x_kib", f"m * k * {BYTES} // 1024"),
+    Feature("w_kib", f"n * k * {BYTES} // 1024"),
+    Feature("y_kib", f"m * n * {BYTES} // 1024"),
+    Feature("x_l2_percent", f"m * k * {BYTES} // (l2_bytes // 100)", "bytes of x as a share of L2"),
+    Feature("w_l2_percent", f"n * k * {BYTES} // (l2_bytes // 100)", "bytes of w as a share of L2"),
     Feature("intensity", f"m * n * k // {_IO}", "operations per element moved"),
-    Feature("dram_ns", f"{_IO} * {_BYTES} // dram_gb_s", "time to move all bytes once"),
+    Feature("dram_ns", f"{_IO} * {BYTES} // dram_gb_s", "time to move all bytes once"),
     Feature("math_ns", "m * n * k // (tflops_16bit * 500) * max(1, dtype)", "at full rate: TF32 has half of 16 bits'"),
     *tile_features(_TILES),
     *_TILE_WAVES,
@@ -167,10 +168,10 @@ CONFIG_FEATURES = (
     Feature("program_work", f"{_BLOCK_M} * {_BLOCK_N} * k // 1024", "multiplications of a program, in 1024s"),
     Feature("reads_of_x", _TILES_N),
     Feature("reads_of_w", _TILES_M),
-    Feature("loads_kib", f"{_LOADS} * {_BYTES} // 1024", "what all programs load, from L2 if all goes well"),
-    Feature("loads_l2_percent", f"{_LOADS} * {_BYTES} // (l2_bytes // 100)", "as a share of L2"),
+    Feature("loads_kib", f"{_LOADS} * {BYTES} // 1024", "what all programs load, from L2 if all goes well"),
+    Feature("loads_l2_percent", f"{_LOADS} * {BYTES} // (l2_bytes // 100)", "as a share of L2"),
     Feature("loads_percent", f"{_LOADS} // k * 100 // (m + n)", "loads of an element of x or w"),
-    Feature("loads_ns", f"{_LOADS} * {_BYTES} // dram_gb_s", "time of all loads, did they come from DRAM"),
+    Feature("loads_ns", f"{_LOADS} * {BYTES} // dram_gb_s", "time of all loads, did they come from DRAM"),
     Feature(
         "tiles_ns",
         f"{arithmetic_ns(_PROGRAMS, _TILE, _STEPS_K)} * max(1, dtype)",
@@ -189,8 +190,8 @@ MM = Op(
     vendor=VENDOR,
     # The roofline takes fp32 to run at the 16-bit rate, twice that of TF32: a bound that is too low, not wrong.
     flops="2 * m * n * k",
-    bytes_moved=f"{_BYTES} * {_IO}",
-    weight_bytes=f"{_BYTES} * n * k",
-    analytic_ns=analytic_ns(_PROGRAMS, _BLOCK_M, _BLOCK_N, _STEPS_K, _BYTES),
+    bytes_moved=f"{BYTES} * {_IO}",
+    weight_bytes=f"{BYTES} * n * k",
+    analytic_ns=analytic_ns(_PROGRAMS, _BLOCK_M, _BLOCK_N, _STEPS_K, BYTES),
     partition_tree_features=tuple(feature.name for feature in _TILE_WAVES),
 )

@@ -30,8 +30,16 @@ struct Values {
             values[at] = value;
         }
     }
+    std::span<const int64_t> span() const { return {values, count}; }
     size_t count;
     int64_t values[kMaxCall + 1];
+};
+
+// The values of a call, and the stream after them.
+struct Call : Values {
+    explicit Call(const nb::args &arguments)
+        : Values(arguments, 1), stream(reinterpret_cast<aks::cuda::Stream>(values[count])) {}
+    aks::cuda::Stream stream;
 };
 
 }  // namespace
@@ -61,31 +69,28 @@ NB_MODULE(_native, module) {
         .def("select",
              [](const aks::Kernels &self, nb::args arguments) {
                  const Values values(arguments);
-                 return self.select({values.values, values.count});
+                 return self.select(values.span());
              })
         .def("launch",
              [](aks::Kernels &self, nb::args arguments) {
-                 const Values call(arguments, 1);
-                 const auto stream = reinterpret_cast<aks::cuda::Stream>(call.values[call.count]);
+                 const Call call(arguments);
                  int config = 0;
                  // The driver may block for room in the stream's queue: other threads go on meanwhile.
                  nb::gil_scoped_release release;
-                 return self.launch({call.values, call.count}, stream, config) ? config : -1 - config;
+                 return self.launch(call.span(), call.stream, config) ? config : -1 - config;
              })
         .def("prepare",
              [](aks::Kernels &self, nb::args arguments) {
-                 const Values call(arguments, 1);
-                 const auto stream = reinterpret_cast<aks::cuda::Stream>(call.values[call.count]);
+                 const Call call(arguments);
                  int config = 0;
                  nb::gil_scoped_release release;
-                 return self.prepare({call.values, call.count}, stream, config) ? config : -1 - config;
+                 return self.prepare(call.span(), call.stream, config) ? config : -1 - config;
              })
         .def("time",
              [](aks::Kernels &self, size_t repeats, bool driver_alone, nb::args arguments) {
-                 const Values call(arguments, 1);
-                 const auto stream = reinterpret_cast<aks::cuda::Stream>(call.values[call.count]);
+                 const Call call(arguments);
                  const nb::gil_scoped_release release;
-                 return self.time({call.values, call.count}, stream, repeats, driver_alone);
+                 return self.time(call.span(), call.stream, repeats, driver_alone);
              })
         .def("counts",
              [](const aks::Kernels &self) {
