@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from aks import nn
     from aks.core.device import DeviceSpec, current_device, find_device
     from aks.core.errors import AksError
+    from aks.integrations.fused_ops import add_rms_norm, fused_linear, rms_norm
     from aks.integrations.patching import patch, unpatch
     from aks.integrations.torch_ops import linear, matmul
     from aks.ops import OPS, find_op
@@ -22,13 +23,16 @@ __all__ = [
     "AksError",
     "DeviceSpec",
     "Predictor",
+    "add_rms_norm",
     "current_device",
     "find_device",
     "find_op",
+    "fused_linear",
     "linear",
     "matmul",
     "nn",
     "patch",
+    "rms_norm",
     "unpatch",
 ]
 
@@ -37,12 +41,15 @@ _HOMES = {
     "AksError": "aks.core.errors",
     "DeviceSpec": "aks.core.device",
     "Predictor": "aks.runtime.predictor",
+    "add_rms_norm": "aks.integrations.fused_ops",
     "current_device": "aks.core.device",
     "find_device": "aks.core.device",
     "find_op": "aks.ops",
+    "fused_linear": "aks.integrations.fused_ops",
     "linear": "aks.integrations.torch_ops",
     "matmul": "aks.integrations.torch_ops",
     "patch": "aks.integrations.patching",
+    "rms_norm": "aks.integrations.fused_ops",
     "unpatch": "aks.integrations.patching",
 }
 

@@ -34,7 +34,7 @@ def _fake(op: Op, config: Config, values: tuple[int, ...]) -> Binary:
         cubin=f"\x7fELF {config.key()} {values} | params={sizes}".encode().ljust(256, b"\0"),
         function=f"{row['kind']}_kernel",
         num_warps=row["num_warps"],
-        shared_bytes=1024 * row["num_stages"],
+        shared_bytes=1024 * row.get("num_stages", 1),
         early_start=bool(row.get("pdl", 0)),
         parameters=parameters,
         boxes={

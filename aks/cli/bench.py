@@ -64,7 +64,9 @@ def decode(
     steps: Annotated[int, typer.Option(min=1, help="Tokens of a round.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each way, in turns; the median counts.")] = 5,
     layers: Annotated[int, typer.Option(min=0, help="So many layers instead of the model's; 0: its own.")] = 0,
-    biased: Annotated[bool, typer.Option("--biased", help="Replace layers with a bias too.")] = False,
+    each_fusion: Annotated[
+        bool, typer.Option("--each-fusion", help="Patched with linear layers alone, then with one fusion more each.")
+    ] = False,
     device: Annotated[str, typer.Option(help="Where, as PyTorch names it; on cpu, eager alone.")] = "cuda",
     seed: Seed = 0,
     json_out: Annotated[Path | None, typer.Option("--json", help="Also write all figures there.")] = None,
@@ -79,20 +81,22 @@ def decode(
     Examples:
       aks bench decode --batches 1,16 --json decode.json
       aks bench decode --model llama-1b --layers 4 --ways eager,graph
-      aks bench decode --model gpt-oss-20b --context 32 --steps 32 --biased
+      aks bench decode --model gpt-oss-20b --context 32 --steps 32
+      aks bench decode --ways graph --each-fusion
     """
     from importlib.metadata import version
 
     from aks.collect.environment import current_environment
-    from aks.integrations.decoding import Length, bench_decode, make_model
+    from aks.integrations.decoding import EACH_FUSION, KERNELS, Length, bench_decode, make_model
     from aks.integrations.patching import patch, unpatch
 
     sizes, words = split_integers(batches, "batches"), split_words(ways, "ways")
     made = make_model(model, device=_available(device), layers=layers, seed=seed)
-    summary = patch(made, biased=biased)
+    summary = patch(made)
     unpatch(made, verbose=False)
     length = Length(context, steps, rounds)
-    rates = bench_decode(made, sizes, words, length, biased=biased, say=lambda line: print(line, file=sys.stderr))
+    kernels = EACH_FUSION if each_fusion else KERNELS
+    rates = bench_decode(made, sizes, words, length, kernels=kernels, say=lambda line: print(line, file=sys.stderr))
     about = {"command": command_line(), "device": _device_name(made), **asdict(current_environment())}
     about["transformers"] = version("transformers")
     _print_rates(about, rates)
@@ -104,6 +108,7 @@ def decode(
             **asdict(length),
             "replaced": len(summary.replaced),
             "skipped": summary.skipped,
+            "fused": summary.fused,
             "rates": [asdict(rate) for rate in rates],
         }
         json_out.write_text(json.dumps(document, indent=1) + "\n")

@@ -31,10 +31,10 @@ class Workload(NamedTuple):
     families: tuple[str, ...]
 
 
-def linear_problem(op: Op, m: int, n: int, k: int, dtype: str) -> Problem:
-    """The problem of a linear layer with static weights and contiguous rows."""
+def linear_problem(op: Op, m: int, n: int, k: int, dtype: str, rest: Mapping[str, Any] | None = None) -> Problem:
+    """The problem of a linear layer with static weights and contiguous rows; rest: what else it has."""
     row = {"m": m, "n": n, "k": k, "dtype": dtype, "alignment": row_alignment(n, k, dtype), "static_weights": True}
-    return op.problem_type.from_row(row)
+    return op.problem_type.from_row({**row, **(rest or {})})
 
 
 def row_alignment(n: int, k: int, dtype: str) -> int:

@@ -6,8 +6,8 @@ import math
 import random
 import tomllib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, partial
 from importlib import resources
 from typing import Any
 
@@ -128,8 +128,9 @@ def workload_problems(
         # A golden-ratio sequence covers the range of m evenly for every family at once.
         phase = rng.random()
         for index, (n, k) in enumerate(source):
-            dtype = dtypes[index % len(dtypes)]
-            problem = _fresh_problem(op, n, k, dtype, (phase + index * _GOLDEN) % 1, workloads, rng)
+            dtype, rest = dtypes[index % len(dtypes)], op.spread[index // len(dtypes) % len(op.spread)]
+            pose = partial(linear_problem, op, n=n, k=k, dtype=dtype, rest=rest)
+            problem = _fresh_problem(op, pose, (phase + index * _GOLDEN) % 1, workloads, rng)
             workloads[problem] = shapes.get((n, k), (SAMPLE_FAMILY,))
     result = [Workload(problem, owners) for problem, owners in workloads.items()]
     rng.shuffle(result)
@@ -166,18 +167,18 @@ def _random_side(rng: random.Random) -> int:
 
 
 def _fresh_problem(
-    op: Op, n: int, k: int, dtype: str, position: float, taken: dict[Problem, Any], rng: random.Random
+    op: Op, pose: Callable[[int], Problem], position: float, taken: dict[Problem, Any], rng: random.Random
 ) -> Problem:
-    """A problem of that shape that is not taken; ``position`` in [0, 1) says which m is wanted."""
+    """A problem of a shape (``pose`` makes it of m) that is not taken; ``position`` in [0, 1) says which m."""
     for _ in range(64):
         m = _m_at(position, rng)
-        while not _affordable(op, problem := linear_problem(op, m, n, k, dtype)):
+        while not _affordable(op, problem := pose(m)):
             m = m * 2 // 3
         if problem not in taken:
             return problem
         position = rng.random()
     raise InvalidProblemError(
-        f"no new problem found for n={n} k={k} after {len(taken)}; ask for fewer problems or more families"
+        f"no new problem found for {pose(1).key()} after {len(taken)}; ask for fewer problems or more families"
     )
 
 

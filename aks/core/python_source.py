@@ -65,7 +65,7 @@ def _steps(steps: Plan, pad: str, writer: _Expressions, actions: Actions) -> Ite
     while isinstance(steps, Branch):
         for name, value in steps.binds:
             yield f"{pad}{name} = {writer.text(value)}"
-        yield f"{pad}if {writer.text(f'{steps.formula} <= {steps.threshold}')}:"
+        yield f"{pad}if {writer.text(f'({steps.formula}) <= {steps.threshold}')}:"
         yield from _steps(steps.left, pad + PAD, writer, actions)
         steps = steps.right
     yield from _choice(steps, pad, writer, actions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -22,11 +22,18 @@ from transformers import (  # pyright: ignore[reportMissingImports]  # the extra
 )
 
 from aks.core.errors import BenchError
+from aks.integrations.fusing import FUSIONS
 from aks.integrations.patching import patch, unpatch
 
 WAYS = ("eager", "graph", "compiled")
 """How a step runs: op by op; replayed from a CUDA graph; by ``torch.compile(mode="max-autotune")``."""
-KERNELS = ("torch", "aks")
+KERNELS: dict[str, Collection[str] | None] = {"torch": None, "aks": FUSIONS}
+"""What runs a model: PyTorch's kernels (None), or a patched model's with these fusions."""
+EACH_FUSION: dict[str, Collection[str] | None] = {
+    "torch": None,
+    **{"+".join(("linear", *FUSIONS[:count])): FUSIONS[:count] for count in range(len(FUSIONS) + 1)},
+}
+"""The same with one fusion more each."""
 _WARM_STEPS = 3
 _COMMON = {"max_position_embeddings": 8192, "use_cache": True}
 
@@ -166,16 +173,16 @@ def bench_decode(
     ways: Sequence[str] = WAYS,
     length: Length | None = None,
     *,
-    biased: bool = False,
+    kernels: Mapping[str, Collection[str] | None] = KERNELS,
     static_weights: bool | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[DecodeRate]:
     """Decode rates of a model (``make_model``) with PyTorch's kernels and with aks', of each batch and way.
 
-    Of each way the two kinds of kernels take turns, round by round; the ways come one after the other:
+    Of each way the kinds of kernels take turns, round by round; the ways come one after the other:
     with PyTorch 2.11's own kernels too, a graph that was captured by hand and one of
-    ``torch.compile(mode="max-autotune")`` in turns ended in illegal memory accesses. biased and
-    static_weights are for ``aks.patch``. The model is left as it came.
+    ``torch.compile(mode="max-autotune")`` in turns ended in illegal memory accesses. static_weights is
+    for ``aks.patch``. The model is left as it came.
 
     Raises
     ------
@@ -186,13 +193,14 @@ def bench_decode(
     _check(model, batches, ways, length)
 
     @contextmanager
-    def patched(kernels: str) -> Iterator[None]:
-        if kernels == "aks":
-            patch(model, static_weights=static_weights, biased=biased, verbose=False)
+    def patched(kind: str) -> Iterator[None]:
+        fusions = kernels[kind]
+        if fusions is not None:
+            patch(model, static_weights=static_weights, fuse=fusions, verbose=False)
         try:
             yield
         finally:
-            if kernels == "aks":
+            if fusions is not None:
                 unpatch(model, verbose=False)
 
     rates = []
@@ -205,20 +213,20 @@ def bench_decode(
             runs: dict[str, Callable[[], Tensor]] = {}
             seconds: dict[str, list[float]] = {}
             errors: dict[str, float] = {}
-            for kernels in KERNELS:
-                say(f"batch {batch}: preparing {way}, {kernels}")
-                with patched(kernels):
-                    run = runs[kernels] = _PREPARE[way](decoder)
+            for kind in kernels:
+                say(f"batch {batch}: preparing {way}, {kind}")
+                with patched(kind):
+                    run = runs[kind] = _PREPARE[way](decoder)
                     decoder.rewind()
                     error = (run().float() - reference).norm() / reference.norm()
-                    errors[kernels], seconds[kernels] = float(error), []
+                    errors[kind], seconds[kind] = float(error), []
             for _ in range(length.rounds):
-                for kernels, run in runs.items():
-                    with patched(kernels):
-                        seconds[kernels].append(_time(decoder, run, length.steps))
-            for kernels in KERNELS:
-                taken = [batch * length.steps / one for one in seconds[kernels]]
-                rates.append(DecodeRate(batch, way, kernels, median(taken), min(taken), max(taken), errors[kernels]))
+                for kind, run in runs.items():
+                    with patched(kind):
+                        seconds[kind].append(_time(decoder, run, length.steps))
+            for kind in kernels:
+                taken = [batch * length.steps / one for one in seconds[kind]]
+                rates.append(DecodeRate(batch, way, kind, median(taken), min(taken), max(taken), errors[kind]))
     return rates
 
 

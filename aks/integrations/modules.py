@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from aks.integrations import torch_ops
+from aks.integrations import fused_ops, torch_ops
+from aks.runtime import dispatcher
 
 
 class Linear(nn.Linear):
@@ -29,7 +30,7 @@ class Linear(nn.Linear):
         pre-hook may make, and weights made in inference mode, are not static. Compiled code takes the
         weight for static in evaluation mode, if it needs no gradient there.
 
-    A bias is added by a kernel of its own, unless a vendor's routine multiplies, which adds it itself.
+    A bias is added by the kernel that multiplies.
     """
 
     static_weights: bool | None = None
@@ -60,10 +61,13 @@ class Linear(nn.Linear):
         except KeyError:  # one is computed (pruning, weight_norm)
             w, bias = self.weight, self.bias
         if torch_ops.is_plain(input, w):
-            static = self._is_static(w)
+            static = self.is_static(w)
             if static is None:
                 return functional.linear(input, w, bias)
-            return torch_ops.run(input, w, bias, static)
+            if bias is None:
+                return dispatcher.linear(input, w, static_weights=static)
+            y = fused_ops.launch_linear(input, w, None, bias, None, None, static)
+            return functional.linear(input, w, bias) if y is None else y
         if bias is None:
             return torch_ops.linear(input, w, static_weights=self.static_weights is True and not self.training)
         return functional.linear(input, w, bias)
@@ -73,7 +77,7 @@ class Linear(nn.Linear):
         w = self.weight
         self.__dict__["_seen"] = None if w.is_inference() else (weakref.ref(w), w._version, w.data_ptr())
 
-    def _is_static(self, w: Tensor) -> bool | None:
+    def is_static(self, w: Tensor) -> bool | None:
         """Whether w is static; None if it changed, so that PyTorch's kernel must run."""
         if self.training or self.static_weights is not None:
             return bool(self.static_weights) and not self.training

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from aks.integrations import torch_ops
+from aks.integrations import fusing, torch_ops
+from aks.integrations.fusing import FUSIONS
 from aks.integrations.modules import Linear
 from aks.runtime import dispatcher
 
@@ -22,13 +23,15 @@ _ADDED = ("patched", "static_weights", "_seen")
 
 @dataclass(frozen=True, slots=True)
 class PatchSummary:
-    """What ``aks.patch`` did: names of layers, and for those that it skipped the reason.
+    """What ``aks.patch`` did: names of linear layers, and for those that it skipped the reason.
 
-    A layer that several modules share has one name, that under which it is found first.
+    A layer that several modules share has one name, that under which it is found first. fused: modules around
+    linear layers, and what of each is one kernel now.
     """
 
     replaced: tuple[str, ...]
     skipped: Mapping[str, str]
+    fused: Mapping[str, str]
     note: str = ""
 
     def __str__(self) -> str:
@@ -36,17 +39,20 @@ class PatchSummary:
         lines = [f"aks.patch: {len(self.replaced)} of {total} linear layers replaced{self.note}"]
         lines += [f"  replaced  {name}" for name in _grouped(dict.fromkeys(self.replaced, ""))]
         lines += [f"  skipped   {name}" for name in _grouped(self.skipped)]
+        lines += [f"  fused     {name}" for name in _grouped(self.fused)]
         return "\n".join(lines)
 
 
 def patch(
-    model: nn.Module, *, static_weights: bool | None = None, biased: bool = False, verbose: bool = True
+    model: nn.Module, *, static_weights: bool | None = None, fuse: Collection[str] = FUSIONS, verbose: bool = True
 ) -> PatchSummary:
-    """Have a model's linear layers run by the dispatcher, in place, and print which.
+    """Have a model's linear layers, and what fuses with them, run by the dispatcher, in place, and print which.
 
     A layer stays the object that it is, and becomes an ``aks.nn.Linear``, which is a ``torch.nn.Linear``:
     parameters (tied ones too), names, hooks, ``state_dict``, moving, casting, copying and pickling are as
-    before. What its kernels do not take it leaves to PyTorch, call by call.
+    before. What its kernels do not take it leaves to PyTorch, call by call. Norms, gated feed-forward layers
+    and blocks that add residuals are recognised by what they compute (``aks.integrations.fusing``); they get a
+    subclass of their class.
 
     Skipped are layers in training mode; subclasses of ``torch.nn.Linear`` (parametrised, quantised) and
     layers whose forward was replaced; weights that are computed, tensor subclasses or of other dtypes
@@ -59,9 +65,9 @@ def patch(
     static_weights : bool, optional
         As of ``aks.nn.Linear``. With the default, None, weights are static from the first call on: this
         waits until all that runs on the model's GPUs has ended.
-    biased : bool
-        Replace layers with a bias too. Their bias is a kernel of its own, which costs 2 to 4 µs: as
-        much as most layers win.
+    fuse : collection of str
+        Which neighbours of linear layers too, of ``norm``, ``gated`` and ``residual``. Results differ from the
+        model's by rounding: what stays inside a kernel is float32.
     verbose : bool
         Print the summary.
 
@@ -74,11 +80,13 @@ def patch(
     ------
     TypeError
         If ``model`` is no module.
+    ValueError
+        If a fusion is unknown.
     """
     replaced: dict[str, Any] = {}
     skipped: dict[str, str] = {}
     for name, layer in _linear_layers(model):
-        reason = _reason_to_skip(layer, biased)
+        reason = _reason_to_skip(layer)
         if reason:
             skipped[name] = reason
         else:
@@ -93,16 +101,17 @@ def patch(
         layer.static_weights = static_weights
         if static_weights is None:
             layer.note_weight()
+    fused = fusing.fuse(model, fuse)
     elsewhere = replaced and not any(device.type == torch_ops.DEVICE_TYPE for device in devices)
     note = "; on no GPU yet, so PyTorch runs them until they are moved to one" if elsewhere else ""
-    summary = PatchSummary(tuple(replaced), skipped, note)
+    summary = PatchSummary(tuple(replaced), skipped, fused, note)
     if verbose:
         print(summary)
     return summary
 
 
 def unpatch(model: nn.Module, *, verbose: bool = True) -> int:
-    """Undo ``patch``: its layers are ``torch.nn.Linear`` again. Returns and prints how many.
+    """Undo ``patch``: its layers are ``torch.nn.Linear`` again. Returns and prints how many of these there are.
 
     Raises
     ------
@@ -110,6 +119,7 @@ def unpatch(model: nn.Module, *, verbose: bool = True) -> int:
         If ``model`` is no module.
     """
     layers: list[Any] = [layer for _, layer in _linear_layers(model) if type(layer) is Linear and layer.patched]
+    fusing.unfuse(model)
     for layer in layers:
         layer.__class__ = nn.Linear
         for name in _ADDED:
@@ -128,7 +138,7 @@ def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
     ]
 
 
-def _reason_to_skip(layer: nn.Linear, biased: bool) -> str:
+def _reason_to_skip(layer: nn.Linear) -> str:
     """Why a layer stays as it is; empty if nothing speaks against replacing it."""
     kind = type(layer)
     if kind is Linear:
@@ -141,7 +151,7 @@ def _reason_to_skip(layer: nn.Linear, biased: bool) -> str:
         return "in training mode: call eval() first"
     if "weight" not in layer._parameters:
         return "its weight is computed before each call (weight_norm, pruning)"
-    return _reason_by_weight(layer.weight) or _reason_by_bias(layer, biased)
+    return _reason_by_weight(layer.weight) or _reason_by_bias(layer)
 
 
 def _reason_by_weight(weight: Tensor) -> str:
@@ -158,12 +168,8 @@ def _reason_by_weight(weight: Tensor) -> str:
     return ""
 
 
-def _reason_by_bias(layer: nn.Linear, biased: bool) -> str:
-    if layer.bias is None:
-        return ""
-    if not biased:
-        return "has a bias, a kernel of its own: biased=True replaces it all the same"
-    if layer.bias.dtype != layer.weight.dtype:
+def _reason_by_bias(layer: nn.Linear) -> str:
+    if layer.bias is not None and layer.bias.dtype != layer.weight.dtype:
         return f"its bias is {layer.bias.dtype}, its weight {layer.weight.dtype}"
     return ""
 

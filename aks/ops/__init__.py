@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from aks.core.errors import UnknownOpError
+from aks.ops.fused_linear.spec import FUSED_LINEAR
 from aks.ops.gemm.spec import GEMM
 from aks.ops.mm.spec import MM
 from aks.ops.op import Op
+from aks.ops.rms_norm.spec import RMS_NORM
 
-OPS: dict[str, Op] = {op.name: op for op in (GEMM, MM)}
+OPS: dict[str, Op] = {op.name: op for op in (GEMM, FUSED_LINEAR, RMS_NORM, MM)}
 
 
 def find_op(name: str) -> Op:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from aks.core import formula
 from aks.core.config import Config, ConfigSpace
@@ -29,7 +30,8 @@ class Op:
     formulas over a problem: arithmetic operations, and the bytes that must cross DRAM once (inputs read,
     output written); ``weight_bytes`` those of the weights, which timing rotates. ``analytic_ns`` is over
     problem, config and device: what a config takes by its facts alone, in whole tiles and waves.
-    ``vendor`` is the baseline config: what a user gets without us, legal for every problem.
+    ``vendor`` is the baseline config: what a user gets without us, legal for every problem. ``spread``:
+    attributes that the problems of a workload have in turns, where not all are alike.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Op:
     weight_bytes: str
     analytic_ns: str
     partition_tree_features: tuple[str, ...] = ()
+    spread: tuple[Mapping[str, Any], ...] = field(default=({},), hash=False)
 
     @property
     def launch(self) -> ModuleType:

@@ -84,7 +84,7 @@ class GemmDispatcher:
     ) -> None:
         """Run what the native dispatcher has left; chosen is the config that it answered, None if there is none."""
         config: Any = self.choose(problem) if chosen is None else self.predictor.configs[chosen]
-        scratch = self._scratch_of(stream) if config != GEMM.vendor else None
+        scratch = self.scratch_of(stream) if config != GEMM.vendor else None
         if scratch:
             # Not supported: this cuBLASLt lacks an algorithm that the one of the training had.
             with suppress(UnsupportedRoutineError):
@@ -106,7 +106,7 @@ class GemmDispatcher:
             return None
         return launch.bind(config, problem, x, w, out, device=self.device, scratch=scratch)
 
-    def _scratch_of(self, stream: int) -> Scratch | None:
+    def scratch_of(self, stream: int) -> Scratch | None:
         """Memory of the stream; None if it has none yet, is being captured, and another capture took the reserve."""
         scratch = self._scratch.get(stream)
         if scratch is not None and self._spare is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +13,14 @@ from torch.nn import functional
 
 import aks
 from aks.core.device import find_device
+from aks.core.problem import Problem
 from aks.integrations import torch_ops
-from aks.ops.gemm.spec import GEMM, VENDOR, GemmConfig
+from aks.ops.fused_linear.spec import FUSED_LINEAR
+from aks.ops.gemm.spec import GEMM
+from aks.ops.op import Op
+from aks.ops.rms_norm.spec import RMS_NORM
 from aks.runtime import dispatcher as dispatchers
+from aks.runtime import layers
 from aks.runtime.predictor import Predictor
 
 MODELS = Path(aks.__file__).resolve().parents[1] / "models"
@@ -24,16 +29,12 @@ MODELS = Path(aks.__file__).resolve().parents[1] / "models"
 class StandIn:
     """Takes the place of ``aks.runtime.dispatcher``: takes what that would, computes it in float32, keeps record.
 
-    calls: of each call that it computed, (shape of x, shape of w, static_weights).
+    calls: of each call that it computed, (shape of x, shape of w, static_weights). layers: by op, the others.
     """
 
     def __init__(self) -> None:
         self.calls: list[tuple[tuple[int, ...], tuple[int, ...], bool]] = []
-        self.choice = 1
-        self.predictor = SimpleNamespace(
-            configs=(VENDOR, GemmConfig("gemv", block_n=2, block_k=512, split_k=1, num_warps=1)),
-            select=lambda *problem, **rest: self.choice,
-        )
+        self.layers = {op.name: StandInLayers(op, self.calls) for op in (FUSED_LINEAR, RMS_NORM)}
 
     def linear(self, x: Tensor, w: Tensor, *, out: Tensor | None = None, static_weights: bool = False) -> Tensor:
         wants_gradient = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
@@ -47,8 +48,37 @@ class StandIn:
         return result if out is None else out.copy_(result)
 
     def take_calls(self) -> list[tuple[tuple[int, ...], tuple[int, ...], bool]]:
-        taken, self.calls = self.calls, []
+        taken = self.calls.copy()
+        self.calls.clear()
         return taken
+
+
+class StandInLayers:
+    """The dispatcher of ``fused_linear`` or ``rms_norm`` for CPU tensors: it takes all that ``call_of`` takes.
+
+    calls has the problem of each launch (products are in the list of ``StandIn``, too); declines: the tree answers
+    the vendor's way.
+    """
+
+    def __init__(self, op: Op, calls: list[tuple[tuple[int, ...], tuple[int, ...], bool]]) -> None:
+        self.op = op
+        self.calls: list[Problem] = []
+        self.declines = False
+        self._products = calls
+
+    def launch(self, call: Any, x: Tensor, operands: Any, out: Tensor) -> bool:
+        if self.declines:
+            return False
+        problem = call.problem()
+        self.calls.append(problem)
+        if hasattr(operands, "w"):
+            self._products.append((tuple(x.shape), tuple(operands.w.shape), bool(call.static_weights)))
+        flat = layers.as_rows(operands, problem.m)
+        result = self.op.reference.reference(problem, x.view(problem.m, -1), flat)
+        out.view(problem.m, -1).copy_(result[: problem.m])
+        if getattr(flat, "total", None) is not None:
+            flat.total.copy_(result[problem.m :])
+        return True
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +93,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     monkeypatch.setattr(torch_ops, "DEVICE_TYPE", "cpu")
     monkeypatch.setattr(dispatchers, "linear", made.linear)
     monkeypatch.setattr(dispatchers, "dispatcher_of", lambda index: made)
+    monkeypatch.setattr(layers, "layer_dispatcher", lambda op, index: made.layers[op.name])
     torch._dynamo.reset()
     return made
 
@@ -87,6 +118,13 @@ def shipped_tree(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         monkeypatch.setattr(made, "choose", recording)
         return made
 
+    @functools.cache
+    def layer_dispatcher(op: Op, index: int) -> layers.LayerDispatcher:
+        predictor = Predictor.load(op, device=device, path=MODELS / op.name / "h200")
+        return layers.LayerDispatcher(op, predictor, device, index)
+
     monkeypatch.setattr(dispatchers, "dispatcher_of", dispatcher_of)
+    monkeypatch.setattr(layers, "dispatcher_of", dispatcher_of)
+    monkeypatch.setattr(layers, "layer_dispatcher", layer_dispatcher)
     torch._dynamo.reset()
     return ran

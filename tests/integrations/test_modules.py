@@ -58,11 +58,11 @@ def test_is_a_linear_layer_of_torch(stand_in, bias: bool) -> None:
     assert len(stand_in.calls) == 3
 
 
-def test_a_bias_goes_to_the_vendors_routine_where_that_multiplies(stand_in) -> None:
+def test_a_bias_goes_to_the_vendors_routine_where_the_tree_declines(stand_in) -> None:
     layer = settled(stand_in, bias=True)
-    stand_in.choice = 0
+    stand_in.layers["fused_linear"].declines = True
     assert static_of(stand_in, layer) == TORCH
-    stand_in.choice = 1
+    stand_in.layers["fused_linear"].declines = False
     layer.bias.data = layer.bias.data.float()
     with torch.no_grad(), pytest.raises(RuntimeError):  # as torch.nn.Linear does
         layer(torch.randn(3, 8, dtype=BF16))

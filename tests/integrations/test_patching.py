@@ -114,16 +114,17 @@ def test_a_layer_alone(stand_in) -> None:
     assert type(layer) is aks.nn.Linear
 
 
-def test_biased_layers_are_replaced_if_asked(stand_in) -> None:
+def test_biased_layers_add_their_bias_in_the_kernel(stand_in) -> None:
     model = made(bias=True)
     wanted = outputs(model)
-    summary = aks.patch(model, verbose=False)
-    assert [name for name in summary.skipped if "biased=True" in summary.skipped[name]] == [
-        f"blocks.{index}.up" for index in range(3)
-    ]
-    assert len(aks.patch(model, biased=True, verbose=False).replaced) == 3
+    assert len(aks.patch(model, verbose=False).replaced) == 7
     assert_close(outputs(model), wanted, rtol=4e-2, atol=4e-2)
     assert len(stand_in.calls) == 7
+    assert [problem.epilogue for problem in stand_in.layers["fused_linear"].calls] == ["bias"] * 3
+    stand_in.layers["fused_linear"].declines = True
+    stand_in.take_calls()
+    outputs(model)
+    assert len(stand_in.calls) == 4
 
 
 @pytest.mark.parametrize("static_weights", [True, False])
@@ -172,7 +173,6 @@ REASONS = {
     "quantised": (lambda: with_weight(torch.zeros(8, 8, dtype=BF16).as_subclass(Float8)), "its weight is a Float8"),
     "sparse": (lambda: with_weight(torch.eye(8, dtype=BF16).to_sparse_csr()), "torch.sparse_csr"),
     "meta": (lambda: layer_of(device="meta"), "load it first"),
-    "biased": (lambda: layer_of(bias=True), "biased=True"),
 }
 
 
@@ -197,7 +197,7 @@ def test_what_is_skipped_says_why_and_is_left_alone(stand_in, capsys, case: str)
 def test_a_bias_of_another_dtype_is_skipped(stand_in) -> None:
     layer = layer_of(bias=True)
     layer.bias.data = layer.bias.data.float()
-    assert "bias is torch.float32" in aks.patch(layer, biased=True, verbose=False).skipped["Linear"]
+    assert "bias is torch.float32" in aks.patch(layer, verbose=False).skipped["Linear"]
 
 
 def test_what_is_no_model_is_refused() -> None:

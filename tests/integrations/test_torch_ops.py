@@ -18,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import aks
-from aks.integrations import torch_ops
 
 gpu = pytest.mark.gpu
 BF16 = torch.bfloat16
@@ -452,4 +451,4 @@ def test_a_bias_is_added(shipped_tree) -> None:
         x, w = gpu_operands(m, 1024, 2048)
         bias = torch.randn(1024, device="cuda", dtype=BF16)
         with torch.no_grad():
-            close(torch_ops.run(x, w, bias, True), functional.linear(x, w, bias))
+            close(aks.fused_linear(x, w, bias=bias, static_weights=True), functional.linear(x, w, bias))

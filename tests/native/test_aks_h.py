@@ -15,7 +15,7 @@ from aks.ops.gemm.spec import GEMM
 from aks.runtime.predictor import Predictor
 from tests.kernels import export_fake
 from tests.native.conftest import CC, HERE, build_standin
-from tests.native.test_native import SHIPPED, shipped_selector
+from tests.native.test_native import GEMM_SELECTOR, shipped_selector
 
 NATIVE = HERE.parents[1] / "aks" / "runtime" / "native"
 NAMES = ("json", "driver", "table", "cublaslt", "products", "kernels", "folder", "aks")
@@ -50,7 +50,7 @@ def programs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> Path:
-    return export_fake(tmp_path_factory.mktemp("bundle"), shipped_selector(SHIPPED[-1]))
+    return export_fake(tmp_path_factory.mktemp("bundle"), shipped_selector(GEMM_SELECTOR))
 
 
 @pytest.mark.parametrize(

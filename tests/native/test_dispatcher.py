@@ -25,7 +25,7 @@ from aks.runtime.predictor import MAX_MISSED, Predictor
 from tests.kernels import export_fake
 from tests.native.conftest import needs_module
 from tests.native.test_aks_h import CC, CXX, NATIVE, SOURCES, build, run
-from tests.native.test_native import SHIPPED, SPLIT, one_leaf, random_gemms, shipped_selector
+from tests.native.test_native import GEMM_SELECTOR, SPLIT, one_leaf, random_gemms, shipped_selector
 from tests.native.test_native import call_of as gemm_call
 from tests.runtime.test_dispatcher import close, gpu_operands
 
@@ -67,7 +67,7 @@ def test_what_is_left_to_the_vendor_runs_here_and_is_counted(tmp_path: Path, sta
 
 @needs_module
 def test_what_the_tree_did_not_know_is_counted_as_the_predictor_does(tmp_path: Path, standin):
-    folder = export_fake(tmp_path, shipped_selector(SHIPPED[-1]))
+    folder = export_fake(tmp_path, shipped_selector(GEMM_SELECTOR))
     predictor, alone = (Predictor.load(GEMM, path=folder) for _ in range(2))
     kernels, rng = standin.load(folder), random.Random(3)
     dispatchers.GemmDispatcher(predictor, H200, 0, kernels)

@@ -50,7 +50,7 @@ def call_of(x, w, out, static_weights: bool) -> Call | None:
     dtype = _DTYPE_CODES.get(x.dtype)
     if dtype is None or w.dtype != x.dtype or out.dtype != x.dtype or w.dim() != 2:
         return None
-    (n, k), (x_rows, x_row), (out_rows, out_row) = w.shape, _rows(x), _rows(out)
+    (n, k), (x_rows, x_row), (out_rows, out_row) = w.shape, rows_of(x), rows_of(out)
     if not x_rows * n * k or x.shape[-1] != k or out.shape[-1] != n or out_rows != x_rows:
         return None
     if x_row < k or out_row < n:
@@ -66,7 +66,7 @@ def call_of(x, w, out, static_weights: bool) -> Call | None:
     return Call(x_rows, n, k, dtype, w_layout, static_weights, *pointers, x_row, w_row, out_row)
 
 
-def _rows(tensor) -> tuple[int, int]:
+def rows_of(tensor) -> tuple[int, int]:
     """How many rows of contiguous elements there are, and from one to the next how many elements; -1 if neither."""
     if tensor.dim() == 2:
         (rows, _), (row, step) = tensor.shape, tensor.stride()

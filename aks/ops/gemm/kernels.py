@@ -1,8 +1,13 @@
-"""The Triton kernels of ``gemm``: what they compute, and nothing of when to use them.
+"""The Triton kernels of ``gemm`` and ``fused_linear``: what they compute, and nothing of when to use them.
 
 All compute ``out = x @ w.T`` with float32 accumulation. x [M, K] has rows of contiguous elements
 ``x_row`` elements apart; w is [N, K] (or [K, N] where W_KN) with rows ``w_row`` apart; out [M, N]
 with rows ``out_row`` apart. Nothing needs to be a multiple of a block.
+
+Some take more, which is None for ``gemm``, so that nothing of it is compiled. ``up``: a second weight
+as w is, and ``out = act(x @ w.T) * (x @ up.T)``. ``bias_ptr`` [N] and ``residual_ptr`` [M, N], rows
+``residual_row`` apart: ``out = act(x @ w.T + bias) + residual``, each as far as ``has_bias`` and
+``has_residual`` say. act is the entry ``activation`` of ``ACTIVATIONS``.
 
 PDL (programmatic dependent launch): the kernel starts while the one before it still runs. 1: it
 reads nothing before that one has ended, but may bring weights into L2: L2 is where all SMs meet, so
@@ -20,6 +25,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+ACTIVATIONS = ("none", "silu", "gelu", "gelu_tanh")
+"""As ``torch.nn.functional`` has them; gelu_tanh is gelu with ``approximate="tanh"``."""
 
 
 @triton.jit
@@ -74,39 +82,97 @@ def _store(out_ptr, out_row, acc, offs_m, offs_n, M, N, SWAP_AB: tl.constexpr):
 
 
 @triton.jit
-def _finish(
-    acc, out_ptr, out_row, workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N,
-    SPLIT_K: tl.constexpr, SWAP_AB: tl.constexpr,
+def _activate(value, activation):
+    """The entry ``activation`` of ``ACTIVATIONS``; every program takes the same branch."""
+    if activation == 1:
+        value = value * tl.sigmoid(value)
+    elif activation == 2:
+        value = 0.5 * value * (1.0 + tl.erf(value * 0.7071067811865476))
+    elif activation == 3:
+        inner = 0.7978845608028654 * (value + 0.044715 * value * value * value)
+        value = value * tl.sigmoid(2.0 * inner)
+    return value
+
+
+@triton.jit
+def _fuse(
+    acc, up, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, offs_m, offs_n, M, N,
+    SWAP_AB: tl.constexpr,
 ):  # fmt: skip
-    """Write the tile, or hand the partial sum over and let the last program write it."""
-    if SPLIT_K == 1:
-        _store(out_ptr, out_row, acc, offs_m, offs_n, M, N, SWAP_AB)
-    else:
+    """What follows the product of a tile; the tile itself where nothing does."""
+    if bias_ptr is not None:
+        bias = tl.load(bias_ptr + offs_n, mask=(offs_n < N) & (has_bias != 0), other=0.0).to(tl.float32)
+        if SWAP_AB:
+            bias = bias[:, None]
+            places = offs_m.to(tl.int64)[None, :] * residual_row + offs_n[:, None]
+            inside = (offs_m[None, :] < M) & (offs_n[:, None] < N)
+        else:
+            bias = bias[None, :]
+            places = offs_m.to(tl.int64)[:, None] * residual_row + offs_n[None, :]
+            inside = (offs_m[:, None] < M) & (offs_n[None, :] < N)
+        acc = _activate(acc + bias, activation)
+        acc += tl.load(residual_ptr + places, mask=inside & (has_residual != 0), other=0.0).to(tl.float32)
+    if up is not None:
+        acc = _activate(acc, activation) * up
+    return acc
+
+
+@triton.jit
+def _finish(
+    acc, up, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, out_ptr, out_row,
+    workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K: tl.constexpr, SWAP_AB: tl.constexpr,
+):  # fmt: skip
+    """Write the tile, or hand the partial sums over and let the last program write it."""
+    if SPLIT_K > 1:
         ROWS: tl.constexpr = acc.shape[0]
         COLUMNS: tl.constexpr = acc.shape[1]
+        SIZE: tl.constexpr = ROWS * COLUMNS
+        # Sums of w and of up lie side by side.
+        STEP: tl.constexpr = SIZE if up is None else 2 * SIZE
         within = tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
-        partial = workspace_ptr + tile.to(tl.int64) * (SPLIT_K * ROWS * COLUMNS) + within
-        tl.store(partial + split * (ROWS * COLUMNS), acc)
+        partial = workspace_ptr + tile.to(tl.int64) * (SPLIT_K * STEP) + within
+        tl.store(partial + split * STEP, acc)
+        if up is not None:
+            tl.store(partial + split * STEP + SIZE, up)
         tl.debug_barrier()  # every thread has written before one of them announces it
         arrived = tl.atomic_add(counter_ptr + tile, 1, sem="acq_rel")
         if arrived == SPLIT_K - 1:
-            total = tl.load(partial, cache_modifier=".cg")
-            for other in tl.static_range(1, SPLIT_K):  # pyright: ignore[reportGeneralTypeIssues]
-                total += tl.load(partial + other * (ROWS * COLUMNS), cache_modifier=".cg")
+            total = _total(partial, SPLIT_K, STEP)
+            if up is None:
+                up_total = None
+            else:
+                up_total = _total(partial + SIZE, SPLIT_K, STEP)
+            total = _fuse(
+                total, up_total, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation,
+                offs_m, offs_n, M, N, SWAP_AB,
+            )  # fmt: skip
             _store(out_ptr, out_row, total, offs_m, offs_n, M, N, SWAP_AB)
             tl.store(counter_ptr + tile, 0)
+    else:
+        acc = _fuse(
+            acc, up, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, offs_m, offs_n, M, N,
+            SWAP_AB,
+        )  # fmt: skip
+        _store(out_ptr, out_row, acc, offs_m, offs_n, M, N, SWAP_AB)
+
+
+@triton.jit
+def _total(partial, SPLIT_K: tl.constexpr, STEP: tl.constexpr):
+    """The partial sums of a tile, added in the order of the splits."""
+    total = tl.load(partial, cache_modifier=".cg")
+    for other in tl.static_range(1, SPLIT_K):  # pyright: ignore[reportGeneralTypeIssues]
+        total += tl.load(partial + other * STEP, cache_modifier=".cg")
+    return total
 
 
 @triton.jit
 def gemv_kernel(
     x_ptr, w_ptr, out_ptr, workspace_ptr, counter_ptr, M, N, K, x_row, w_row, out_row,
+    up_ptr, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
     EVEN_K: tl.constexpr, W_KN: tl.constexpr, PDL: tl.constexpr, PREFETCH_K: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
-    """Few rows of x (BLOCK_M covers them all): multiply-adds in registers, one sum over K at the end.
-
-    A weight is used once, so it is the first that L2 may forget.
-    """
+    """Few rows of x (BLOCK_M covers them all): multiply-adds in registers, one sum over K at the end."""
     pid = tl.program_id(0)
     tile = pid // SPLIT_K
     split = pid % SPLIT_K
@@ -122,47 +188,88 @@ def gemv_kernel(
     else:
         w_ptrs = w_ptr + offs_n.to(tl.int64)[:, None] * w_row + (k_start + offs_k)[None, :]
         w_step = BLOCK_K
+    if up_ptr is None:
+        up_ptrs = w_ptrs
+    else:
+        up_ptrs = up_ptr + offs_n.to(tl.int64)[:, None] * w_row + (k_start + offs_k)[None, :]
     x_ptrs = x_ptr + offs_m.to(tl.int64)[:, None] * x_row + (k_start + offs_k)[None, :]
     row_mask = offs_m[:, None] < M
     column_mask = offs_n[:, None] < N
     w_mask = column_mask & ((k_start + offs_k) < k_end)[None, :]
     if PDL == 2:
-        w = tl.load(w_ptrs, mask=w_mask, other=0.0, eviction_policy="evict_first")
+        w, up = _load_weights(w_ptrs, up_ptrs, w_mask, up_ptr)
         _start(w_ptr, w_row, tile * BLOCK_N, k_start + BLOCK_K, k_end, N, BLOCK_N, PREFETCH_K, W_KN, PDL)
     else:
         _start(w_ptr, w_row, tile * BLOCK_N, k_start, k_end, N, BLOCK_N, PREFETCH_K, W_KN, PDL)
-        w = tl.load(w_ptrs, mask=w_mask, other=0.0, eviction_policy="evict_first")
+        w, up = _load_weights(w_ptrs, up_ptrs, w_mask, up_ptr)
+    up_acc = None
     if DEEP:
         # So many weights in registers leave no room for sums by position: add over K block by block.
         x = tl.load(x_ptrs, mask=row_mask & ((k_start + offs_k) < k_end)[None, :], other=0.0)
-        acc = tl.sum(x.to(tl.float32)[:, None, :] * w.to(tl.float32)[None, :, :], axis=2)
+        acc = tl.sum(_products(x, w), axis=2)
+        if up_ptr is not None:
+            up_acc = tl.sum(_products(x, up), axis=2)
         for k in range(k_start + BLOCK_K, k_end, BLOCK_K):
             w_ptrs += w_step
+            if up_ptr is not None:
+                up_ptrs += w_step
             x_ptrs += BLOCK_K
             inside = ((k + offs_k) < k_end)[None, :]
-            w = tl.load(w_ptrs, mask=column_mask & inside, other=0.0, eviction_policy="evict_first")
+            w, up = _load_weights(w_ptrs, up_ptrs, column_mask & inside, up_ptr)
             x = tl.load(x_ptrs, mask=row_mask & inside, other=0.0)
-            acc += tl.sum(x.to(tl.float32)[:, None, :] * w.to(tl.float32)[None, :, :], axis=2)
+            acc += tl.sum(_products(x, w), axis=2)
+            if up_ptr is not None:
+                up_acc += tl.sum(_products(x, up), axis=2)
     else:
         sums = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.float32)
+        if up_ptr is not None:
+            up_sums = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.float32)
         for k in range(k_start, k_end, BLOCK_K):
             w_ptrs += w_step
+            if up_ptr is not None:
+                up_ptrs += w_step
             inside = ((k + BLOCK_K + offs_k) < k_end)[None, :]
-            w_next = tl.load(w_ptrs, mask=column_mask & inside, other=0.0, eviction_policy="evict_first")
+            w_next, up_next = _load_weights(w_ptrs, up_ptrs, column_mask & inside, up_ptr)
             if EVEN_K:
                 x = tl.load(x_ptrs, mask=row_mask, other=0.0)
             else:
                 x = tl.load(x_ptrs, mask=row_mask & ((k + offs_k) < k_end)[None, :], other=0.0)
-            sums += x.to(tl.float32)[:, None, :] * w.to(tl.float32)[None, :, :]
+            sums += _products(x, w)
             x_ptrs += BLOCK_K
             w = w_next
+            if up_ptr is not None:
+                up_sums += _products(x, up)
+                up = up_next
         acc = tl.sum(sums, axis=2)
-    _finish(acc, out_ptr, out_row, workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, False)
+        if up_ptr is not None:
+            up_acc = tl.sum(up_sums, axis=2)
+    _finish(
+        acc, up_acc, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, out_ptr, out_row,
+        workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, False,
+    )  # fmt: skip
+
+
+@triton.jit
+def _load_weights(w_ptrs, up_ptrs, mask, up_ptr):
+    """A tile of w, and of up (w again if there is none). A weight is used once, so L2 may forget it first."""
+    w = tl.load(w_ptrs, mask=mask, other=0.0, eviction_policy="evict_first")
+    if up_ptr is None:
+        up = w
+    else:
+        up = tl.load(up_ptrs, mask=mask, other=0.0, eviction_policy="evict_first")
+    return w, up
+
+
+@triton.jit
+def _products(x, w):
+    """[BLOCK_M, BLOCK_N, BLOCK_K] of x [BLOCK_M, BLOCK_K] and w [BLOCK_N, BLOCK_K], in float32."""
+    return x.to(tl.float32)[:, None, :] * w.to(tl.float32)[None, :, :]
 
 
 @triton.jit
 def stream_kernel(
     x_ptr, w_ptr, out_ptr, M, N, K, x_row, w_row, out_row,
+    up_ptr, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """As ``gemv_kernel`` for rows of w that BLOCK_K covers; programs walk over tiles and keep x in registers.
@@ -181,7 +288,10 @@ def stream_kernel(
     if PDL == 1:
         gdc_wait()
     w_ptrs = w_ptr + offs_n.to(tl.int64)[:, None] * w_row + offs_k[None, :]
-    w = tl.load(w_ptrs, mask=(offs_n < N)[:, None] & inside, other=0.0, eviction_policy="evict_first")
+    up_ptrs = w_ptrs
+    if up_ptr is not None:
+        up_ptrs = up_ptr + offs_n.to(tl.int64)[:, None] * w_row + offs_k[None, :]
+    w, up = _load_weights(w_ptrs, up_ptrs, (offs_n < N)[:, None] & inside, up_ptr)  # pyright: ignore[reportGeneralTypeIssues]
     if PDL == 2:
         gdc_wait()
     x_ptrs = x_ptr + offs_m.to(tl.int64)[:, None] * x_row + offs_k[None, :]
@@ -189,9 +299,21 @@ def stream_kernel(
     for tile in range(pid, tl.cdiv(N, BLOCK_N), step):
         next_n = (tile + step) * BLOCK_N + tl.arange(0, BLOCK_N)
         w_ptrs = w_ptr + next_n.to(tl.int64)[:, None] * w_row + offs_k[None, :]
-        w_next = tl.load(w_ptrs, mask=(next_n < N)[:, None] & inside, other=0.0, eviction_policy="evict_first")
-        acc = tl.sum(x.to(tl.float32)[:, None, :] * w.to(tl.float32)[None, :, :], axis=2)
-        _store(out_ptr, out_row, acc, offs_m, tile * BLOCK_N + tl.arange(0, BLOCK_N), M, N, False)
+        if up_ptr is not None:
+            up_ptrs = up_ptr + next_n.to(tl.int64)[:, None] * w_row + offs_k[None, :]
+        w_next, up_next = _load_weights(w_ptrs, up_ptrs, (next_n < N)[:, None] & inside, up_ptr)
+        acc = tl.sum(_products(x, w), axis=2)
+        if up_ptr is None:
+            up_acc = None
+        else:
+            up_acc = tl.sum(_products(x, up), axis=2)
+            up = up_next
+        offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        acc = _fuse(
+            acc, up_acc, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, offs_m, offs_n,
+            M, N, False,
+        )  # fmt: skip
+        _store(out_ptr, out_row, acc, offs_m, offs_n, M, N, False)
         w = w_next
 
 
@@ -242,7 +364,10 @@ def tiled_kernel(
         acc = _multiply(x, w, acc, SWAP_AB)
         x_ptrs += BLOCK_K
         w_ptrs += w_step
-    _finish(acc, out_ptr, out_row, workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, SWAP_AB)
+    _finish(
+        acc, None, None, None, None, None, None, None, out_ptr, out_row, workspace_ptr, counter_ptr, tile, split,
+        offs_m, offs_n, M, N, SPLIT_K, SWAP_AB,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -278,6 +403,7 @@ def _multiply(x, w, acc, SWAP_AB: tl.constexpr):
 @triton.jit
 def tma_kernel(
     x_desc, w_desc, w_ptr, out_ptr, workspace_ptr, counter_ptr, M, N, K, w_row, out_row,
+    up_desc, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
     SWAP_AB: tl.constexpr, W_KN: tl.constexpr, PDL: tl.constexpr, PREFETCH_K: tl.constexpr,
 ):  # fmt: skip
@@ -297,6 +423,10 @@ def tma_kernel(
         acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
     else:
         acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    if up_desc is None:
+        up_acc = None
+    else:  # [N, K]; legal without weights in registers alone
+        up_acc = tl.zeros(acc.shape, dtype=tl.float32)
     if PDL == 2:
         # Through pointers: a descriptor load would block until its weights are there.
         offs_k = k_start + tl.arange(0, BLOCK_K)
@@ -317,7 +447,12 @@ def tma_kernel(
         else:
             w = w_desc.load([tile_n * BLOCK_N, k])
         acc = _multiply(x, w, acc, SWAP_AB)
-    _finish(acc, out_ptr, out_row, workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, SWAP_AB)
+        if up_desc is not None:
+            up_acc = _multiply(x, up_desc.load([tile_n * BLOCK_N, k]), up_acc, SWAP_AB)
+    _finish(
+        acc, up_acc, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, out_ptr, out_row,
+        workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, SWAP_AB,
+    )  # fmt: skip
 
 
 @triton.jit

@@ -18,6 +18,10 @@ from aks.ops.gemm.routines import Scratch, bind_routine
 from aks.ops.gemm.spec import GemmConfig, GemmProblem
 from aks.ops.variants import Variants
 
+_ABSENT = (
+    "up_ptr", "up_desc", "bias_ptr", "residual_ptr", "residual_row", "has_bias", "has_residual", "activation",
+)  # fmt: skip
+"""Arguments of the kernels that ``fused_linear`` alone has."""
 _KERNELS = {
     "gemv": kernels.gemv_kernel,
     "stream": kernels.stream_kernel,
@@ -83,7 +87,8 @@ def _constants(variant: Variant) -> dict[str, Any]:
         "GROUP_M": 8,
         "DEEP": config.num_stages == 0 and config.kind == "gemv",
     }
-    return {name: known[name] for name in _KERNELS[config.kind].arg_names if name.isupper() and len(name) > 1}
+    known |= dict.fromkeys(_ABSENT)
+    return {name: known[name] for name in _KERNELS[config.kind].arg_names if name in known}
 
 
 def _argument_type(name: str, variant: Variant) -> str:

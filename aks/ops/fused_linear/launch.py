@@ -1,0 +1,179 @@
+"""From a config and tensors to a launch: kernel variants of ``fused_linear``, their compilation, grids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from triton import knobs
+from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from aks.core import formula
+from aks.core.device import DeviceSpec
+from aks.ops.fused_linear import reference
+from aks.ops.fused_linear.call import Operands, call_of
+from aks.ops.fused_linear.launch_spec import LAUNCH_SPEC
+from aks.ops.fused_linear.spec import FusedLinearConfig, FusedLinearProblem
+from aks.ops.gemm import kernels
+from aks.ops.gemm.routines import Scratch
+from aks.ops.variants import Variants
+
+_FLAGS = {
+    name: formula.compile_python(str(LAUNCH_SPEC.arguments[name]))
+    for name in ("has_bias", "has_residual", "activation")
+}
+_KERNELS = {"gemv": kernels.gemv_kernel, "stream": kernels.stream_kernel, "tma": kernels.tma_kernel}
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One compiled kernel: a config, and what of the problem the compiler must know (``launch_spec``)."""
+
+    config: FusedLinearConfig
+    dtype: str
+    gated: bool
+    even_k: bool
+    rows: int
+
+
+def make_variant(config: FusedLinearConfig, values: Sequence[int]) -> Variant:
+    """The variant of ``config`` with these values of ``LAUNCH_SPEC.variant``."""
+    dtype, gated, even_k, rows = values
+    return Variant(config, FusedLinearProblem.CHOICES["dtype"][dtype], bool(gated), bool(even_k), rows)
+
+
+def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
+    """What Triton compiles for a variant, and with which options."""
+    config, constants = variant.config, _constants(variant)
+    kernel = _KERNELS[config.kind]
+    signature, attributes = {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        signature[name] = "constexpr" if name in constants else _argument_type(name, variant)
+        # Legal are 16-byte rows and pointers alone.
+        if signature[name].startswith("*"):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        elif name in ("N", "K") or name.endswith("_row"):
+            attributes[(index,)] = [["tt.divisibility", 8]]
+    options = {"num_warps": config.num_warps, "num_stages": max(1, config.num_stages)}
+    if config.pdl:
+        options["launch_pdl"] = True
+    return ASTSource(kernel, signature, constants, attributes), options
+
+
+def _constants(variant: Variant) -> dict[str, Any]:
+    config = variant.config
+    absent = (
+        ("bias_ptr", "residual_ptr", "residual_row", "has_bias", "has_residual")
+        if variant.gated
+        else ("up_ptr", "up_desc")
+    )
+    known = {
+        **dict.fromkeys(absent),
+        "BLOCK_M": variant.rows or config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "SPLIT_K": config.split_k,
+        "SWAP_AB": bool(config.swap_ab),
+        "EVEN_K": variant.even_k,
+        "W_KN": False,
+        # The interpreter runs one program after another and knows no inline assembly.
+        "PDL": 0 if knobs.runtime.interpret else config.pdl,
+        "PREFETCH_K": 0 if knobs.runtime.interpret else (config.prefetch_kib << 10) // (2 * config.block_n),
+        "DEEP": config.num_stages == 0 and config.kind == "gemv",
+    }
+    return {name: known[name] for name in _KERNELS[config.kind].arg_names if name in known}
+
+
+def _argument_type(name: str, variant: Variant) -> str:
+    config = variant.config
+    match name:
+        case "x_desc":
+            return f"tensordesc<{variant.dtype}[{config.block_m}, {config.block_k}]>"
+        case "w_desc" | "up_desc":
+            return f"tensordesc<{variant.dtype}[{config.block_n}, {config.block_k}]>"
+        case "workspace_ptr":
+            return "*fp32"
+        case "counter_ptr":
+            return "*i32"
+        case "M" | "N" | "K" | "has_bias" | "has_residual" | "activation":
+            return "i32"
+        case "x_row" | "w_row" | "residual_row" | "out_row":
+            return "i64"
+        case _:
+            return f"*{variant.dtype}"
+
+
+VARIANTS = Variants(LAUNCH_SPEC, make_variant, source_of)
+variant_of, compile_variant = VARIANTS.variant_of, VARIANTS.compile
+compile_jobs, is_ready = VARIANTS.jobs, VARIANTS.is_ready
+
+
+def compile_job(job: tuple[Variant, int]) -> None:
+    """Compile one job into Triton's disk cache."""
+    compile_variant(*job)
+
+
+def bind(
+    config: FusedLinearConfig,
+    problem: FusedLinearProblem,
+    x: Tensor,
+    w: Operands,
+    out: Tensor,
+    *,
+    device: DeviceSpec,
+    scratch: Scratch,
+) -> Callable[[int], object]:
+    """A function of a CUDA stream handle that launches ``config`` on these tensors.
+
+    The config must be legal; everything that can be prepared is.
+    """
+    if not LAUNCH_SPEC.config_has_kernel(config):
+        vendor = reference.vendor(problem, x, w, out)
+        return lambda stream: vendor()
+    variant = variant_of(config, problem)
+    grid = LAUNCH_SPEC.count_programs(config, problem.variables(), device.sm_count)
+    arguments = arguments_of(variant, problem, x, w, out, scratch)
+    if knobs.runtime.interpret:
+        kernel = _KERNELS[config.kind][(grid,)]
+        return lambda stream: kernel(*arguments)
+    compiled = VARIANTS.load(variant, device.capability, x.get_device())
+    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+
+    def launch(stream: int) -> None:
+        run(grid, 1, 1, stream, function, metadata, None, None, None, *arguments)
+
+    return launch
+
+
+def arguments_of(
+    variant: Variant, problem: FusedLinearProblem, x: Tensor, w: Operands, out: Tensor, scratch: Scratch
+) -> list[Any]:
+    """The kernel's arguments in order; constants are passed too, and ignored by the launcher."""
+    config, constants = variant.config, _constants(variant)
+    call = call_of(x, w, out, problem.epilogue, problem.static_weights)
+    if call is None:
+        raise ValueError(f"operands are not those of {problem.key()}")
+    values = call._asdict()
+    known = {
+        **{name: flag(values) for name, flag in _FLAGS.items()},
+        **{name: values[name] for name in ("x_row", "w_row", "residual_row", "out_row")},
+        # An operand that there is none of is not read: any address will do.
+        **{
+            f"{name}_ptr": x if tensor is None else tensor
+            for name, tensor in {**w._asdict(), "x": x, "out": out}.items()
+        },
+        "workspace_ptr": scratch.workspace,
+        "counter_ptr": scratch.counters,
+        **{"M": problem.m, "N": problem.n, "K": problem.k},
+    }
+    if config.kind == "tma":
+        blocks = {"x": config.block_m, "w": config.block_n, "up": config.block_n}
+        for name, tensor in {"x": x, "w": w.w, "up": w.up}.items():
+            if tensor is not None:
+                known[f"{name}_desc"] = TensorDescriptor(
+                    tensor, list(tensor.shape), [tensor.stride(0), 1], [blocks[name], config.block_k]
+                )
+    return [constants[name] if name in constants else known[name] for name in _KERNELS[config.kind].arg_names]

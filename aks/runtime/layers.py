@@ -1,0 +1,89 @@
+"""Dispatchers of ops that fuse what PyTorch has several kernels for: ``fused_linear``, ``rms_norm``.
+
+Where their trees decline, the caller runs PyTorch's kernels one after the other, as it would have without us.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aks.core.device import DeviceSpec, current_device
+from aks.core.errors import AksError
+from aks.ops.op import Op
+from aks.runtime import native
+from aks.runtime.dispatcher import _current_stream, dispatcher_of
+from aks.runtime.predictor import Predictor
+
+
+class LayerDispatcher:
+    """Launches the kernel that a tree names on one GPU, or nothing where it names the vendor's way.
+
+    With ``kernels`` (a bundle's, loaded by the native module) it selects and launches there; without them, kernels
+    are compiled when first needed, and kept. While a stream is being captured nothing is compiled.
+    """
+
+    def __init__(
+        self, op: Op, predictor: Predictor, device: DeviceSpec, index: int = 0, kernels: native.Kernels | None = None
+    ) -> None:
+        self.op = op
+        self.predictor = predictor
+        self.device = device
+        self.index = index
+        self._launch = kernels.launch if kernels else None
+        if kernels:
+            predictor.add_source(kernels.take_misses)
+
+    def launch(self, call: Any, x: Tensor, operands: Any, out: Tensor) -> bool:
+        """Launch on the current stream of this GPU, on which all are; False if the caller shall compute it.
+
+        call: ``call_of`` these tensors.
+        """
+        stream = _current_stream(self.index)
+        if self._launch is not None:
+            return self._launch(*call, stream) >= 0
+        problem = call.problem()
+        config: Any = self.predictor.configs[self.predictor.select(**problem.to_row())]
+        if config == self.op.vendor:
+            return False
+        launch = self.op.launch  # imports triton, which serving from a bundle does not need
+        if not launch.is_ready(config, problem, self.index) and torch.cuda.is_current_stream_capturing():
+            return False
+        of_stream = dispatcher_of(self.index)  # launches of a stream share its scratch memory, whatever their op
+        scratch = of_stream.scratch_of(stream) if of_stream else None
+        if scratch is None:
+            return False
+        rows, columns = x.view(problem.m, -1), out.view(problem.m, -1)
+        with torch.cuda.device(self.index):
+            bound = launch.bind(
+                config, problem, rows, as_rows(operands, problem.m), columns, device=self.device, scratch=scratch
+            )
+            bound(stream)
+        return True
+
+
+def as_rows(operands: Any, m: int) -> Any:
+    """The named tuple of operands with its tensors of more than two dimensions, which are contiguous, as m rows."""
+    deep = {name: value for name, value in operands._asdict().items() if isinstance(value, Tensor) and value.dim() > 2}
+    return operands._replace(**{name: tensor.view(m, -1) for name, tensor in deep.items()})
+
+
+@functools.cache
+def layer_dispatcher(op: Op, index: int) -> LayerDispatcher | None:
+    """The dispatcher of an op on CUDA device ``index``; None, with a warning, if no tree fits it."""
+    device = current_device(index)
+    try:
+        predictor = Predictor.load(op, device=device)
+    except AksError as error:
+        warnings.warn(f"aks leaves {op.name} to PyTorch on {device.name}: {error}", stacklevel=3)
+        return None
+    try:
+        kernels = native.load_kernels(predictor.bundle, index)
+    except AksError as error:
+        warnings.warn(f"aks compiles kernels of {op.name} as they are needed on {device.name}: {error}", stacklevel=3)
+        kernels = None
+    return LayerDispatcher(op, predictor, device, index, kernels)

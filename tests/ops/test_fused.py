@@ -1,0 +1,126 @@
+"""Kernels of ``fused_linear`` and ``rms_norm`` against the reference: interpreted on any machine, for real on a GPU."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aks.core.device import find_device
+from aks.core.problem import Problem
+from aks.ops import OPS
+from aks.ops.fused_linear.spec import EPILOGUES, FusedLinearProblem
+from aks.ops.rms_norm.spec import RmsNormProblem
+
+ROOT = Path(__file__).parents[2]
+DEVICE = find_device("h200")
+
+SMALL = ((1, 72, 520), (2, 64, 1032), (3, 136, 264), (17, 136, 264), (5, 128, 1024), (70, 200, 72))
+ROWS = ((1, 72), (3, 520), (2, 4096), (5, 1000))
+ODD: tuple[Problem, ...] = (
+    FusedLinearProblem(m=3, n=65, k=131, epilogue="silu_mul", dtype="fp16", alignment=2),
+    FusedLinearProblem(m=2, n=20, k=36, epilogue="residual", dtype="fp16", alignment=8),
+    RmsNormProblem(m=3, k=7, residual=True, dtype="fp16", alignment=2),
+)
+
+
+def problems(dtype: str) -> list[Problem]:
+    return [
+        *(
+            FusedLinearProblem(m=m, n=n, k=k, epilogue=epilogue, dtype=dtype, static_weights=True)
+            for epilogue in EPILOGUES
+            for m, n, k in SMALL
+        ),
+        *(RmsNormProblem(m=m, k=k, residual=residual, dtype=dtype) for m, k in ROWS for residual in (False, True)),
+    ]
+
+
+def cases_of(problem: Problem, number: int) -> list[tuple[Problem, Any]]:
+    """A few legal configs of each kind."""
+    rng = random.Random(problem.key())
+    legal: list[Any] = OPS[problem.OP].space.legal(problem, DEVICE)
+    by_kind = {kind: [config for config in legal if config.kind == kind] for kind in sorted({c.kind for c in legal})}
+    return [
+        (problem, config)
+        for configs in by_kind.values()
+        for config in rng.sample(configs, min(number, len(configs)))
+    ]  # fmt: skip
+
+
+def interpreted_cases() -> list[tuple[Problem, Any]]:
+    return [case for problem in (*problems("fp16"), *ODD) for case in cases_of(problem, 1)]
+
+
+@pytest.fixture(scope="module")
+def interpreted() -> dict[str, str]:
+    cases = interpreted_cases()
+    answer = subprocess.run(
+        [sys.executable, "-m", "tests.ops.interpreted"],
+        input=json.dumps([[problem.OP, problem.to_row(), config.to_row()] for problem, config in cases]),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert answer.returncode == 0, answer.stderr[-3000:]
+    return {
+        p.OP + p.key() + c.key(): said for (p, c), said in zip(cases, json.loads(answer.stdout), strict=True)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("problem", "config"), interpreted_cases(), ids=lambda value: f"{value.OP}:{value.key().replace(' ', ',')}"
+)
+def test_interpreted_kernel_matches_reference(interpreted, problem, config) -> None:
+    assert interpreted[problem.OP + problem.key() + config.key()] == ""
+
+
+def test_every_epilogue_and_kind_is_interpreted() -> None:
+    seen = {(p.epilogue, c.kind) for p, c in interpreted_cases() if isinstance(p, FusedLinearProblem)}
+    assert seen == {(epilogue, kind) for epilogue in EPILOGUES for kind in ("torch", "gemv", "stream", "tma")}
+
+
+@pytest.mark.parametrize("problem", ODD, ids=lambda value: value.key())
+def test_what_is_not_aligned_is_left_to_the_vendor(problem) -> None:
+    op = OPS[problem.OP]
+    assert op.space.legal(problem, DEVICE) == [op.vendor]
+
+
+def gpu_problems() -> list[Problem]:
+    large = [
+        *(
+            FusedLinearProblem(m=m, n=n, k=k, epilogue=epilogue, static_weights=True)
+            for m, n, k, epilogue in (
+                (1, 14336, 4096, "silu_mul"), (2, 4096, 14336, "residual"), (4, 2880, 2880, "bias"),
+                (7, 18944, 3584, "gelu_tanh_mul"), (64, 14336, 4096, "silu_mul"), (333, 1000, 2048, "gelu"),
+                (2048, 4096, 1536, "residual"),
+            )
+        ),
+        *(RmsNormProblem(m=m, k=k, residual=True) for m, k in ((1, 4096), (64, 16384), (5000, 2880), (17, 20000))),
+    ]  # fmt: skip
+    return [*problems("bf16"), *problems("fp16"), *ODD, *large]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("problem", gpu_problems(), ids=lambda value: f"{value.OP}:{value.key().replace(' ', ',')}")
+def test_every_kind_matches_reference_twice_on_gpu(problem) -> None:
+    import torch
+
+    op = OPS[problem.OP]
+    inputs = op.reference.make_inputs(problem, copies=2, seed=3)
+    scratch = op.launch.Scratch(torch.device("cuda"))
+    expected = op.reference.reference(problem, inputs.x, inputs.w[1])
+    for _, config in cases_of(problem, 2):
+        launch = op.launch.bind(config, problem, inputs.x, inputs.w[1], inputs.out, device=DEVICE, scratch=scratch)
+        results = []
+        for _ in range(2):
+            op.reference.poison(inputs.out)
+            launch(torch.cuda.current_stream().cuda_stream)
+            assert op.reference.check(problem, inputs.out, expected) == "", config.key()
+            results.append(inputs.out.clone())
+        assert torch.equal(*results), config.key()
