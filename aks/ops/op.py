@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from aks.ops.launch_spec import LaunchSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Op:
     """One line of the registry.
 
@@ -47,7 +47,7 @@ class Op:
     weight_bytes: str
     analytic_ns: str
     partition_tree_features: tuple[str, ...] = ()
-    spread: tuple[Mapping[str, Any], ...] = field(default=({},), hash=False)
+    spread: tuple[Mapping[str, Any], ...] = ({},)
 
     @property
     def launch(self) -> ModuleType:

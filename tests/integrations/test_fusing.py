@@ -206,7 +206,7 @@ def test_training_and_gradients_are_torchs(stand_in) -> None:
 
 
 def test_copies_and_pickles_are_fused_too(stand_in) -> None:
-    model = made()
+    model: Any = made()
     patched(model)
     wanted = outputs(model)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -223,7 +223,7 @@ def test_compiled_code_is_the_compilers(stand_in) -> None:
     patched(model)
     for layer in stand_in.layers.values():
         layer.calls.clear()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled: Any = torch.compile(model, fullgraph=True, backend="aot_eager")
     assert_close(outputs(compiled), wanted, rtol=5e-2, atol=5e-2)
     assert not any(layer.calls for layer in stand_in.layers.values())
 
@@ -268,7 +268,7 @@ def test_layers_of_tensors(stand_in, declines: bool, parts: set[str], activation
     stand_in.layers["fused_linear"].declines = declines
     shapes = {"up": (12, 24), "bias": (12,), "residual": (2, 3, 12)}
     x, w = torch.randn(2, 3, 24).to(BF16), torch.randn(12, 24).to(BF16)
-    given = {name: torch.randn(shapes[name]).to(BF16) for name in sorted(parts)}
+    given: dict[str, Any] = {name: torch.randn(shapes[name]).to(BF16) for name in sorted(parts)}
     wanted = functional.linear(x, w, given.get("bias"))
     if activation:
         wanted = functional.silu(wanted) if activation == "silu" else functional.gelu(wanted, approximate="tanh")

@@ -40,16 +40,35 @@ def expected_mm(c, p, device) -> tuple[tuple[int, ...], int]:
     return values, -(-p["m"] // c.block_m) * -(-p["n"] // c.block_n)
 
 
-EXPECTED = {"gemm": expected_gemm, "mm": expected_mm}
+def expected_fused_linear(c, p, device) -> tuple[tuple[int, ...], int]:
+    gated = int(p["epilogue"] >= 5)
+    even = int(c.kind == "gemv" and c.num_stages > 0 and p["k"] % c.block_k == 0)
+    (_, _, _, _, _, rows), programs = expected_gemm(c, p | {"w_layout": 0}, device)
+    return (p["dtype"], gated, even, rows), programs
+
+
+def expected_rms_norm(c, p, device) -> tuple[tuple[int, ...], int]:
+    return (p["dtype"], p["residual"], 1 << (p["k"] - 1).bit_length()), p["m"]
+
+
+EXPECTED = {
+    "gemm": expected_gemm,
+    "fused_linear": expected_fused_linear,
+    "rms_norm": expected_rms_norm,
+    "mm": expected_mm,
+}
 
 
 def legal_pairs(op: Op, seeds: int):
     rng = random.Random(5)
     kernels = [config for config in op.space.configs if op.launch_spec.config_has_kernel(config)]
     for seed in range(seeds):
-        for row in problem_rows(op, seed):
+        rows = problem_rows(op, seed)
+        # Some kernels want rows of whole vectors.
+        even = {axis: 64 * rng.randrange(1, 80) for axis in op.problem_type.AXES[1:]} | {"alignment": 16}
+        for row in (*rows, *(row | even for row in rows)):
             problem = op.problem_type.from_row(row)
-            for config in op.space.legal(problem, DEVICE, rng.sample(kernels, 30)):
+            for config in op.space.legal(problem, DEVICE, rng.sample(kernels, min(30, len(kernels)))):
                 yield config, problem.variables()
 
 
