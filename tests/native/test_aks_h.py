@@ -18,7 +18,7 @@ from tests.native.conftest import CC, HERE, build_standin
 from tests.native.test_native import SHIPPED, shipped_selector
 
 NATIVE = HERE.parents[1] / "aks" / "runtime" / "native"
-NAMES = ("json", "driver", "table", "cublaslt", "products", "kernels", "folder", "aks")
+NAMES = ("json", "driver", "table", "cublaslt", "products", "answers", "kernels", "folder", "aks")
 SOURCES = [str(NATIVE / "src" / f"{name}.cpp") for name in NAMES]
 CXX = shutil.which("c++") or shutil.which("g++")
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wshadow", "-pedantic"]
