@@ -26,13 +26,11 @@ from torch.overrides import has_torch_function_variadic
 from torch.utils.flop_counter import register_flop_formula
 
 from aks.ops.gemm import reference
-from aks.ops.gemm.spec import GEMM
 from aks.runtime import dispatcher
 
 DEVICE_TYPE = "cuda"
 """Where there are kernels; compiled code for other devices has PyTorch's own ops."""
 DTYPES = tuple(reference.DTYPES.values())
-_NAMES = {dtype: name for name, dtype in reference.DTYPES.items()}
 _PLAIN = frozenset((Tensor, Parameter))
 _STRIDED = torch.strided
 
@@ -91,25 +89,9 @@ def traced(x: Tensor, w: Tensor, static_weights: bool, bias: Tensor | None = Non
 
 def run(x: Tensor, w: Tensor, bias: Tensor | None, static_weights: bool) -> Tensor:
     """``x @ w.T + bias`` for operands that are plain: x [..., K], w [N, K], bias [N]."""
-    if bias is None:
-        return dispatcher.linear(x, w, static_weights=static_weights)
-    wants_gradient = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad or bias.requires_grad)
-    if wants_gradient or bias.__class__ not in _PLAIN or bias.dtype != x.dtype or _is_vendors(x, w, static_weights):
+    if bias is not None and (bias.__class__ not in _PLAIN or bias.dtype != x.dtype):
         return functional.linear(x, w, bias)
-    return dispatcher.linear(x, w, static_weights=static_weights).add_(bias)
-
-
-def _is_vendors(x: Tensor, w: Tensor, static_weights: bool) -> bool:
-    """Whether a vendor's routine would multiply, which can add a bias while it is at it."""
-    if x.device.type != DEVICE_TYPE or w.device != x.device or x.dtype not in DTYPES or w.dim() != 2:
-        return True
-    n, k = w.shape
-    known = dispatcher.dispatcher_of(x.get_device()) if x.numel() and x.shape[-1] == k else None
-    if known is None:
-        return True
-    choice = known.predictor.select(x.numel() // k, n, k, _NAMES[x.dtype], static_weights=static_weights)
-    config: Any = known.predictor.configs[choice]
-    return not GEMM.launch_spec.config_has_kernel(config)
+    return dispatcher.linear(x, w, static_weights=static_weights, bias=bias)
 
 
 def is_plain(x: Tensor, w: Tensor) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from torch.nn import functional
 import aks
 from aks.core.device import find_device
 from aks.integrations import torch_ops
-from aks.ops.gemm.spec import GEMM, VENDOR, GemmConfig
+from aks.ops.gemm.spec import GEMM
 from aks.runtime import dispatcher as dispatchers
 from aks.runtime.predictor import Predictor
 
@@ -29,21 +28,25 @@ class StandIn:
 
     def __init__(self) -> None:
         self.calls: list[tuple[tuple[int, ...], tuple[int, ...], bool]] = []
-        self.choice = 1
-        self.predictor = SimpleNamespace(
-            configs=(VENDOR, GemmConfig("gemv", block_n=2, block_k=512, split_k=1, num_warps=1)),
-            select=lambda *problem, **rest: self.choice,
-        )
 
-    def linear(self, x: Tensor, w: Tensor, *, out: Tensor | None = None, static_weights: bool = False) -> Tensor:
-        wants_gradient = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
+    def linear(
+        self,
+        x: Tensor,
+        w: Tensor,
+        *,
+        out: Tensor | None = None,
+        static_weights: bool = False,
+        bias: Tensor | None = None,
+    ) -> Tensor:
+        wants_gradient = dispatchers._needs_grad(x, w, bias)
         if wants_gradient or not (x.dtype == w.dtype and x.dtype in torch_ops.DTYPES) or w.dim() != 2 or not x.dim():
-            result = functional.linear(x, w)
+            result = functional.linear(x, w, bias)
         else:
             self.calls.append((tuple(x.shape), tuple(w.shape), static_weights))
             # As kernels do, numpy reads memory: tracers and transforms see nothing of it, fake tensors have none.
             product = x.detach().float().numpy() @ w.detach().float().numpy().T
             result = torch.from_numpy(product).to(x.dtype)
+            result = result if bias is None else result + bias
         return result if out is None else out.copy_(result)
 
     def take_calls(self) -> list[tuple[tuple[int, ...], tuple[int, ...], bool]]:

@@ -111,9 +111,10 @@ void Kernels::load_functions() {
     table_.cubins.clear();  // the code is the caller's
 }
 
-bool Kernels::launch(std::span<const int64_t> call, cuda::Stream stream, int &chosen) {
+bool Kernels::launch(std::span<const int64_t> call, cuda::Stream stream, int &chosen, bool products) {
     Prepared prepared;
     prepared.counted = true;
+    prepared.products = products;
     if (!prepare(call, stream, chosen, prepared)) return false;
     if (!enqueue(prepared)) return leave(without_plan_, chosen);
     launches_.fetch_add(1, std::memory_order_relaxed);
@@ -146,9 +147,8 @@ std::vector<int64_t> Kernels::time(std::span<const int64_t> call, cuda::Stream s
     return times;
 }
 
-bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &chosen, Prepared &prepared) {
+void Kernels::expand(std::span<const int64_t> call, int64_t *variables) const {
     check_count(call.size(), table_.call_values, "a call");
-    int64_t variables[kMaxVariables];
     const size_t parameters = table_.parameters.size(), operands = table_.operands.size();
     size_t next = 0;
     for (size_t at = 0; at < parameters; ++at) {
@@ -160,6 +160,22 @@ bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &c
         const int derived = table_.parameters[at].derived;
         if (derived >= 0) variables[at] = table_.formulas[static_cast<size_t>(derived)](variables);
     }
+}
+
+bool Kernels::is_ours(std::span<const int64_t> call, bool products) const {
+    int64_t variables[kMaxVariables];
+    expand(call, variables);
+    const Answer &known = answer(variables);
+    return known.kernel || is_product(known.choice, products);
+}
+
+bool Kernels::is_product(const Choice &choice, bool products) const noexcept {
+    return products && products_ && table_.configs[static_cast<size_t>(choice.config)].algorithm >= 0;
+}
+
+bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &chosen, Prepared &prepared) {
+    int64_t variables[kMaxVariables];
+    expand(call, variables);
     const Answer &known = answer(variables);
     if (prepared.counted && (known.choice.rank || known.choice.reason >= 0)) {
         if (known.choice.rank) illegal_.fetch_add(1, std::memory_order_relaxed);
@@ -167,10 +183,10 @@ bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &c
     }
     chosen = known.choice.config;
     const Config &config = table_.configs[static_cast<size_t>(chosen)];
-    const bool is_product = config.algorithm >= 0 && products_;
-    if (!config.has_kernel && !is_product) return false;
+    const bool by_product = is_product(known.choice, prepared.products);
+    if (!config.has_kernel && !by_product) return false;
     // A bundle that aks exported has one for every problem inside the support.
-    if (!known.kernel && !is_product) return leave(without_kernel_, chosen);
+    if (!known.kernel && !by_product) return leave(without_kernel_, chosen);
     cuda::Context now = nullptr;
     driver_.check(driver_.cuCtxGetCurrent(&now), "cuCtxGetCurrent");
     if (now != context_) {
@@ -178,9 +194,9 @@ bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &c
         cuda::Device device = -1;
         if (!now || driver_.cuCtxGetDevice(&device) != 0 || device != device_) prepared.current.emplace(driver_, context_);
     }
-    int64_t *const buffers = variables + parameters + operands;
+    int64_t *const buffers = variables + table_.parameters.size() + table_.operands.size();
     if (config.needs_scratch && !add_scratch(stream, buffers)) return leave(without_scratch_, chosen);
-    if (is_product) {
+    if (by_product) {
         return fill_product(config.algorithm, variables, stream, prepared) || leave(without_plan_, chosen);
     }
     fill(known, variables, stream, prepared);

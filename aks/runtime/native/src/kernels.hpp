@@ -73,7 +73,10 @@ class Kernels {
     // Index of the config for a problem: a value for each parameter.
     int select(std::span<const int64_t> problem) const;
     // Enqueues the chosen config; false if it has no kernel, or none may run now: then config is for the caller.
-    bool launch(std::span<const int64_t> call, cuda::Stream stream, int &config);
+    // Without `products` so is what cuBLASLt would run.
+    bool launch(std::span<const int64_t> call, cuda::Stream stream, int &config, bool products = true);
+    // Whether launch would enqueue such a call, so far as its problem tells. Of addresses only the alignment matters.
+    bool is_ours(std::span<const int64_t> call, bool products) const;
     // All that launch does for this call, but enqueues nothing: afterwards a launch of its shape on its stream asks
     // cuBLASLt for nothing and allocates nothing. Of the operands' addresses only the alignment matters.
     bool prepare(std::span<const int64_t> call, cuda::Stream stream, int &config);
@@ -101,6 +104,7 @@ class Kernels {
         Prepared(const Prepared &) = delete;
         Prepared &operator=(const Prepared &) = delete;
         bool counted = false;  // a launch that is served: what the tree did not know of it counts
+        bool products = true;
         cuda::Function function = nullptr;
         cuda::LaunchConfig config{};
         cuda::LaunchAttribute early_start{};
@@ -113,6 +117,9 @@ class Kernels {
     };
 
     bool prepare(std::span<const int64_t> call, cuda::Stream stream, int &config, Prepared &prepared);
+    // A call's values, and what is derived of them; scratch memory is 0.
+    void expand(std::span<const int64_t> call, int64_t *variables) const;
+    bool is_product(const Choice &choice, bool products) const noexcept;
     static void check_count(size_t got, size_t wanted, const char *what);
     static uint64_t next_number();
     // Counts a call that is left to the caller, who runs the vendor's routine: false.
