@@ -31,7 +31,6 @@ from aks.runtime import dispatcher
 DEVICE_TYPE = "cuda"
 """Where there are kernels; compiled code for other devices has PyTorch's own ops."""
 DTYPES = tuple(reference.DTYPES.values())
-_NAMES = {dtype: name for name, dtype in reference.DTYPES.items()}
 PLAIN = frozenset((Tensor, Parameter))
 _STRIDED = torch.strided
 

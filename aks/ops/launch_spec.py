@@ -30,7 +30,7 @@ class Part:
 class Matrix:
     """A matrix of contiguous rows, which a tensor descriptor or cuBLASLt is told of: formulas over the call.
 
-    pointer is the address of the first element, row_stride in elements.
+    pointer is the address of the first element, row_stride in elements; rows and columns are over the problem alone.
     """
 
     pointer: str

@@ -26,6 +26,9 @@ from aks.runtime import native
 from aks.runtime.predictor import Predictor
 
 _FIELDS = tuple(field.name for field in fields(GemmProblem))
+_LEFT_TO_VENDOR = -1 - VENDOR
+_DTYPES = frozenset(reference.DTYPES.values())
+_has_kernel = GEMM.launch_spec.config_has_kernel
 
 
 class GemmDispatcher:
@@ -48,6 +51,8 @@ class GemmDispatcher:
         self.index = index
         self.kernels = kernels
         self._launch = kernels.launch if kernels else None
+        linear = native.linear_of(kernels, Tensor) if kernels else None
+        self._launch_tensors = linear.launch if linear else None
         if kernels:
             predictor.add_source(kernels.take_misses)
         self._scratch: dict[int, Scratch] = {}
@@ -56,34 +61,71 @@ class GemmDispatcher:
 
     def choose(self, problem: GemmProblem) -> GemmConfig:
         """The config for ``problem``: what the tree says, the vendor's call where it abstains."""
-        choice: Any = self.predictor.configs[self.predictor.select(*(getattr(problem, name) for name in _FIELDS))]
-        return choice
+        return self._config(self.predictor.select(*(getattr(problem, name) for name in _FIELDS)))
 
-    def run(self, x: Tensor, w: Tensor, out: Tensor, call: Call) -> None:
+    def linear(self, x: Tensor, w: Tensor, out: Tensor | None, static_weights: bool) -> Tensor | None:
+        """``x @ w.T`` on the current stream of this dispatcher's GPU, on which x is; None if it is for PyTorch.
+
+        x [..., K], w [N, K] or a transposed view. out [..., N] is overwritten; if it is None, the result is new
+        memory, or what the vendor's routine returns. The tree is asked once.
+        """
+        if x.dim() > 2 and not x.is_contiguous():
+            return self._linear_in_rows(x, w, out, static_weights)
+        config: GemmConfig | None = None
+        if self._launch_tensors is not None:
+            answer: Any = self._launch_tensors(x, w, out, static_weights, _current_stream(self.index))
+            if answer.__class__ is not int:
+                return answer
+            if out is None and answer == _LEFT_TO_VENDOR:
+                return functional.linear(x, w)
+            config = self._config(-1 - answer)
+        call = call_of(x, w, out, static_weights)
+        if call is None:
+            return None
+        if config is None and self.kernels is None:
+            config = self.choose(call.problem())
+        if out is None and config == GEMM.vendor:
+            return functional.linear(x, w)
+        result = x.new_empty((*x.shape[:-1], call.n)) if out is None else out
+        self.run(x, w, result, call._replace(out_ptr=result.data_ptr()), config)
+        return result
+
+    def _linear_in_rows(self, x: Tensor, w: Tensor, out: Tensor | None, static_weights: bool) -> Tensor | None:
+        shape = (*x.shape[:-1], w.shape[0])
+        if out is not None and (out.shape != shape or not out.is_contiguous()):
+            return None
+        rows = None if out is None else out.view(-1, shape[-1])
+        result = self.linear(x.reshape(-1, x.shape[-1]), w, rows, static_weights)
+        return result if result is None else result.view(shape)
+
+    def run(self, x: Tensor, w: Tensor, out: Tensor, call: Call, config: GemmConfig | None = None) -> None:
         """Write ``x @ w.T`` into ``out`` on the current stream of this dispatcher's GPU, on which they are.
 
-        call: ``call_of`` these tensors, which are as it says.
+        call: ``call_of`` these tensors, which are as it says. config: what the tree says of it, if it was asked.
         """
         stream = _current_stream(self.index)
-        chosen = None
-        if self._launch is not None:
+        if config is None and self._launch is not None:
             answer = self._launch(*call, stream)
             if answer >= 0:
                 return
-            chosen = -1 - answer
-        if out.dim() > 2:  # only now: views cost as much as half a launch
+            config = self._config(-1 - answer)
+        if out.dim() != 2:  # only now: views cost as much as half a launch
             x, out = x.view(call.m, call.k), out.view(call.m, call.n)
-        if chosen == VENDOR:  # PyTorch finds device and stream by itself
+        if config == GEMM.vendor:  # PyTorch finds device and stream by itself
             torch.mm(x, w.T, out=out)
             return
         with torch.cuda.device(self.index):
-            self._run_here(x, w.T if call.w_layout else w, out, call.problem(), chosen, stream)
+            self._run_here(x, w.T if call.w_layout else w, out, call.problem(), config, stream)
+
+    def _config(self, index: int) -> GemmConfig:
+        config: Any = self.predictor.configs[index]
+        return config
 
     def _run_here(
-        self, x: Tensor, w: Tensor, out: Tensor, problem: GemmProblem, chosen: int | None, stream: int
+        self, x: Tensor, w: Tensor, out: Tensor, problem: GemmProblem, config: GemmConfig | None, stream: int
     ) -> None:
-        """Run what the native dispatcher has left; chosen is the config that it answered, None if there is none."""
-        config: Any = self.choose(problem) if chosen is None else self.predictor.configs[chosen]
+        """Run what the native dispatcher has left; config is what the tree says, None if it was not asked."""
+        config = config or self.choose(problem)
         scratch = self.scratch_of(stream) if config != GEMM.vendor else None
         if scratch:
             # Not supported: this cuBLASLt lacks an algorithm that the one of the training had.
@@ -97,7 +139,7 @@ class GemmDispatcher:
         self, config: GemmConfig, problem: GemmProblem, x: Tensor, w: Tensor, out: Tensor, scratch: Scratch
     ) -> Callable[[int], object] | None:
         """A function of the stream; None if it would compile or load a kernel, and may not."""
-        if not GEMM.launch_spec.config_has_kernel(config):
+        if not _has_kernel(config):
             return bind_routine(config, problem, x, w, out, scratch)
         from aks.ops.gemm import launch  # imports triton, which serving from a bundle does not need
 
@@ -163,35 +205,14 @@ def linear(x: Tensor, w: Tensor, *, out: Tensor | None = None, static_weights: b
     x [..., K], w [N, K] or a transposed view, out [..., N]. What the kernels do not take (other dtypes, a CPU,
     gradients, no tree for the GPU, odd strides) goes to ``torch.nn.functional.linear``, whose errors are raised.
     """
-    if (
-        x.is_cuda
-        and w.is_cuda
-        and not _needs_grad(x, w)
-        and (result := _dispatch(x, w, out, static_weights)) is not None
-    ):
-        return result
+    if x.is_cuda and x.dtype in _DTYPES and not _needs_grad(x, w):
+        dispatcher = dispatcher_of(x.get_device())
+        result = dispatcher and dispatcher.linear(x, w, out, static_weights)
+        if result is not None:
+            return result
     if out is None:
         return functional.linear(x, w)
     return out.copy_(functional.linear(x, w))
-
-
-def _dispatch(x: Tensor, w: Tensor, out: Tensor | None, static_weights: bool) -> Tensor | None:
-    """The result of our kernels; None if they do not take these tensors. x and w are on GPUs."""
-    index = x.get_device()
-    if not x.dim() or w.dim() != 2 or w.get_device() != index:
-        return None
-    shape = (*x.shape[:-1], w.shape[0])
-    result = x.new_empty(shape) if out is None else out
-    if out is not None and (out.shape != shape or not out.is_contiguous() or out.device != x.device):
-        return None
-    rows = x if x.dim() == 2 or (x.dim() > 2 and x.is_contiguous()) else x.reshape(-1, x.shape[-1])
-    columns = result if result.dim() > 1 else result[None]
-    call = call_of(rows, w, columns, static_weights)
-    dispatcher = dispatcher_of(index) if call else None
-    if not call or not dispatcher:
-        return None
-    dispatcher.run(rows, w, columns, call)
-    return result
 
 
 def _needs_grad(x: Tensor, w: Tensor) -> bool:

@@ -37,7 +37,7 @@ class StandIn:
         self.layers = {op.name: StandInLayers(op, self.calls) for op in (FUSED_LINEAR, RMS_NORM)}
 
     def linear(self, x: Tensor, w: Tensor, *, out: Tensor | None = None, static_weights: bool = False) -> Tensor:
-        wants_gradient = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
+        wants_gradient = dispatchers._needs_grad(x, w)
         if wants_gradient or not (x.dtype == w.dtype and x.dtype in torch_ops.DTYPES) or w.dim() != 2 or not x.dim():
             result = functional.linear(x, w)
         else:

@@ -18,7 +18,7 @@ from tests.native.conftest import CC, HERE, build_standin
 from tests.native.test_native import GEMM_SELECTOR, shipped_selector
 
 NATIVE = HERE.parents[1] / "aks" / "runtime" / "native"
-NAMES = ("json", "driver", "table", "cublaslt", "products", "kernels", "folder", "aks")
+NAMES = ("json", "driver", "table", "cublaslt", "products", "answers", "kernels", "folder", "aks")
 SOURCES = [str(NATIVE / "src" / f"{name}.cpp") for name in NAMES]
 CXX = shutil.which("c++") or shutil.which("g++")
 WARNINGS = ["-Wall", "-Wextra", "-Werror", "-Wconversion", "-Wshadow", "-pedantic"]
@@ -135,11 +135,36 @@ static_assert(CUDA_SUCCESS == 0 && CU_STREAM_CAPTURE_STATUS_NONE == 0 && CU_TENS
 """
 
 
-def test_our_declarations_are_those_of_cuda_h(tmp_path: Path) -> None:
-    spec = importlib.util.find_spec("triton")
-    headers = Path(str(spec.origin)).parent / "backends" / "nvidia" / "include" if spec else tmp_path
-    if not (headers / "cuda.h").exists():
-        pytest.skip("needs cuda.h, which Triton brings")
+DLPACK_LAYOUTS = """
+#include <cstddef>
+#include "ATen/dlpack.h"
+#include "dlpack.hpp"
+namespace ours = aks::dlpack;
+static_assert(DLPACK_MAJOR_VERSION == ours::kMajorVersion && kDLFloat == ours::kFloat && kDLBfloat == ours::kBfloat);
+static_assert(sizeof(ours::Tensor) == sizeof(DLTensor) && sizeof(ours::ExchangeApi) == sizeof(DLPackExchangeAPI));
+static_assert(offsetof(ours::Tensor, device_type) == offsetof(DLTensor, device));
+static_assert(offsetof(ours::Tensor, dimensions) == offsetof(DLTensor, ndim));
+static_assert(offsetof(ours::Tensor, type_code) == offsetof(DLTensor, dtype));
+static_assert(offsetof(ours::Tensor, shape) == offsetof(DLTensor, shape));
+static_assert(offsetof(ours::Tensor, strides) == offsetof(DLTensor, strides));
+static_assert(offsetof(ours::Tensor, byte_offset) == offsetof(DLTensor, byte_offset));
+static_assert(offsetof(ours::ExchangeApi, previous) == offsetof(DLPackExchangeAPI, header.prev_api));
+static_assert(offsetof(ours::ExchangeApi, lend) == offsetof(DLPackExchangeAPI, dltensor_from_py_object_no_sync));
+"""
+
+
+@pytest.mark.parametrize(
+    ("package", "folder", "header", "layouts"),
+    [
+        ("triton", "backends/nvidia/include", "cuda.h", LAYOUTS),
+        ("torch", "include", "ATen/dlpack.h", DLPACK_LAYOUTS),
+    ],
+)
+def test_our_declarations_are_those_of(package: str, folder: str, header: str, layouts: str, tmp_path: Path) -> None:
+    spec = importlib.util.find_spec(package)
+    headers = Path(str(spec.origin)).parent / folder if spec else tmp_path
+    if not (headers / header).exists():
+        pytest.skip(f"needs {header}, which {package} brings")
     source = tmp_path / "layouts.cpp"
-    source.write_text(LAYOUTS)
+    source.write_text(layouts)
     build(CXX, "-std=c++20", "-fsyntax-only", f"-I{headers}", f"-I{NATIVE / 'src'}", source)

@@ -15,7 +15,9 @@ import torch
 import aks
 from aks.core.bundle import read_bundle
 from aks.core.device import current_device, find_device
+from aks.core.errors import InvalidProblemError
 from aks.export import bundle
+from aks.ops import OPS
 from aks.ops.gemm import launch
 from aks.ops.gemm.call import call_of, problem_of
 from aks.ops.gemm.spec import GEMM
@@ -28,6 +30,7 @@ from tests.native.test_aks_h import CC, CXX, NATIVE, SOURCES, build, run
 from tests.native.test_native import GEMM_SELECTOR, SPLIT, one_leaf, random_gemms, shipped_selector
 from tests.native.test_native import call_of as gemm_call
 from tests.runtime.test_dispatcher import close, gpu_operands
+from tests.selectors import random_selector
 
 gpu = pytest.mark.gpu
 H200 = find_device("h200")
@@ -117,15 +120,109 @@ def test_three_dimensions_are_launched_or_multiplied_like_two(batch, k, tmp_path
     folder = export_fake(tmp_path, one_leaf(SPLIT))
     made = dispatchers.GemmDispatcher(Predictor.load(GEMM, path=folder), H200, 0, standin.load(folder))
     monkeypatch.setattr(dispatchers, "_current_stream", lambda device: 0x70)
-    monkeypatch.setattr(dispatchers, "dispatcher_of", lambda index: made)
     x, w = torch.randn(batch, 2, k).bfloat16(), torch.randn(512, k).bfloat16()
     for given in (x, x[:, -1:]):
-        out = dispatchers._dispatch(given, w, None, True)
+        out = made.linear(given, w, None, True)
         assert out is not None and out.shape == (*given.shape[:-1], 512)
         if batch == 64:
             assert f" {given.data_ptr()} {w.data_ptr()} {out.data_ptr()} " in standin.last()
         else:
             assert close(out, given, w)
+
+
+ALIGNED = SPLIT | {"kind": "tma", "split_k": 1, "block_m": 16, "block_k": 256, "swap_ab": 1}
+
+
+def random_operands(rng: random.Random) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x, w and out as callers might have them, some of which no kernel takes."""
+
+    def tensor(*shape: int) -> torch.Tensor:
+        dtype = rng.choice([torch.bfloat16] * 8 + [torch.float16] * 8 + [torch.float32])
+        pad, shift = rng.choice((0, 0, 1, 8)), rng.choice((0, 0, 0, 1, 4))
+        whole = torch.zeros(*shape[:-1], shape[-1] + pad + shift, dtype=dtype)[..., shift : shift + shape[-1]]
+        return rng.choice((whole, whole, whole.contiguous(), whole[..., ::2], whole.expand(*shape)))
+
+    n, k = rng.choice((1, 64, 100, 512)), rng.choice((1, 64, 72, 1024))
+    leading = [rng.choice((1, 1, 2, 5, 0)) for _ in range(rng.choice((0, 1, 1, 1, 2, 3)))]
+    x, out = tensor(*leading, k), tensor(*leading, n)
+    w = rng.choice((tensor(n, k), tensor(n, k), tensor(k, n).T, tensor(n, k)[:, :1], tensor(n, k)[0], tensor(2, n, k)))
+    if rng.random() < 0.7:  # or hardly any would be of one dtype
+        w, out = w.to(x.dtype), out.to(x.dtype)
+    return x, w, rng.choice((out, out, out, out.movedim(0, -1) if out.dim() else out, out.unsqueeze(0), x))
+
+
+@needs_module
+def test_tensors_are_read_as_call_of_reads_them(tmp_path: Path, standin):
+    kernels = standin.load(export_fake(tmp_path, one_leaf(ALIGNED)))
+    linear, rng, seen = native.linear_of(kernels, torch.Tensor), random.Random(0), [0, 0, 0]
+    assert linear is not None
+    for _ in range(3000):
+        x, w, out = random_operands(rng)
+        if x.dim() > 2 and not x.is_contiguous():
+            continue  # is for whoever calls
+        static = rng.random() < 0.5
+        for given in (out, None):
+            got, got_line = linear.launch(x, w, given, static, 0x70), standin.last()
+            call = call_of(x, w, given, static)
+            if call is None:
+                assert got is None
+                seen[0] += 1
+                continue
+            if given is None and got.__class__ is not int:
+                assert got.shape == (*x.shape[:-1], w.shape[0]) and got.dtype == x.dtype and got.is_contiguous()
+                call = call._replace(out_ptr=got.data_ptr())
+            wanted = kernels.launch(*call, 0x70)
+            seen[1 if wanted < 0 else 2] += 1
+            if wanted < 0:
+                assert got == wanted
+            else:
+                assert (given is None or got is given) and got_line == standin.last()
+    assert min(seen) > 50
+
+
+@needs_module
+def test_what_is_read_of_tensors_must_be_theirs_and_of_gemm(tmp_path: Path, standin):
+    kernels = standin.load(export_fake(tmp_path, one_leaf(SPLIT)))
+    assert native.linear_of(kernels, int) is None
+    linear = native.linear_of(kernels, torch.Tensor)
+    x, w = torch.zeros(64, 1024, dtype=torch.bfloat16), torch.zeros(512, 1024, dtype=torch.bfloat16)
+    assert linear is not None
+    for given in (w.to_sparse(), torch.empty(512, 1024, dtype=torch.bfloat16, device="meta"), w.to(torch.complex64)):
+        assert linear.launch(x, given, None, True, 0) is None
+    assert torch.is_tensor(linear.launch(x, w, None, True, 0))
+    other = standin.load(export_fake(tmp_path / "mm", random_selector(0, op=OPS["mm"])))
+    with pytest.raises(InvalidProblemError, match="for kernels of gemm"):
+        native.linear_of(other, torch.Tensor)
+
+
+@pytest.fixture
+def alone_or_native(request, tmp_path: Path, standin, monkeypatch) -> dispatchers.GemmDispatcher:
+    """A dispatcher for CPU tensors; its tree answers a kernel up to 16,384 rows, and above those the vendor's."""
+    folder = export_fake(tmp_path, one_leaf(SPLIT))
+    kernels = standin.load(folder) if request.param else None
+    monkeypatch.setattr(dispatchers, "_current_stream", lambda device: 0x70)
+    return dispatchers.GemmDispatcher(Predictor.load(GEMM, path=folder), H200, 0, kernels)
+
+
+@needs_module
+@pytest.mark.parametrize("alone_or_native", [False, True], indirect=True, ids=["alone", "native"])
+def test_the_vendors_own_result_is_returned_and_the_tree_asked_once(alone_or_native, monkeypatch):
+    x, w = torch.randn(15_000, 2, 16).bfloat16(), torch.randn(32, 16).bfloat16()
+    monkeypatch.setattr(torch.Tensor, "new_empty", None)  # nothing is made for it
+    got = alone_or_native.linear(x, w, None, True)
+    assert torch.equal(got, torch.nn.functional.linear(x, w))
+    assert alone_or_native.predictor.counts() == {"outside m": 1}
+
+
+@needs_module
+@pytest.mark.parametrize("alone_or_native", [True], indirect=True)
+def test_a_result_is_made_anew_for_each_call(alone_or_native, standin):
+    x, w = torch.zeros(64, 1024).bfloat16(), torch.zeros(512, 1024).bfloat16()
+    kept = []
+    for _ in range(3):
+        kept.append(alone_or_native.linear(x, w, None, True))
+        assert f" {x.data_ptr()} {w.data_ptr()} {kept[-1].data_ptr()} " in standin.last()
+    assert alone_or_native.kernels is not None and alone_or_native.kernels.counts()["launches"] == 3
 
 
 # On a GPU: AKS_BUNDLE names a folder that was exported for it; without one, the H200's tree is compiled for it here.

@@ -363,5 +363,39 @@ def test_threads_share_it(tmp_path: Path, standin):
     assert kernels.counts()["launches"] == 5 * before
 
 
+def test_answers_are_remembered_for_each_kernels_alone(tmp_path: Path, standin):
+    folders = [export_fake(tmp_path / str(seed), random_selector(seed, levels=6, portfolio=20)) for seed in (1, 2)]
+    rng = random.Random(0)
+    problems = list(random_gemms(1500, rng))  # more than a thread remembers
+    calls = [call_of(problem, rng) for problem in problems]
+    known: list[list[int]] = [[], []]
+    for _ in range(2):  # others take the place of the first, perhaps at their address
+        both = [standin.load(folder) for folder in folders]
+        for call in calls * 2:
+            for kernels, answers in zip(both, known, strict=True):
+                answers.append(kernels.launch(*call, 0))
+        for kernels in both:
+            counts = sum(kernels.take_misses()[0][:-1])
+            assert counts and counts % 2 == 0  # a problem that is asked again is missed again
+        del both, kernels
+        gc.collect()
+    for answers, folder in zip(known, folders, strict=True):
+        predictor = Predictor.load(GEMM, path=folder)
+        wanted = [predictor.select(**problem.to_row()) for problem in problems]
+        assert [answer if answer >= 0 else -1 - answer for answer in answers] == wanted * 4
+    assert known[0] != known[1]
+
+
+def test_what_follows_from_the_problem_may_not_read_operands(tmp_path: Path, standin):
+    folder = export_fake(tmp_path, one_leaf(SPLIT))
+    table = artifact.parse((folder / "kernels.json").read_bytes(), folder)
+    operand = len(table["parameters"])
+    table["formulas"].append([1, operand])
+    next(config for config in table["configs"] if config)["programs"] = len(table["formulas"]) - 1
+    module = native.import_module("aks.runtime.native._native")
+    with pytest.raises(ArtifactError, match="depends on the problem alone reads an operand; export them again"):
+        module.Kernels(artifact.dump(table), (folder / "kernels.bin").read_bytes(), 0, str(standin.path))
+
+
 def test_a_folder_without_kernels_has_none(standin):
     assert native.load_kernels(read_bundle(MODELS / "gemm" / "h200"), driver=str(standin.path)) is None

@@ -42,18 +42,20 @@ class Call(NamedTuple):
 
 
 def call_of(x, w, out, static_weights: bool) -> Call | None:
-    """The call that tensors pose; None if these kernels do not take them.
+    """The call that tensors pose; None if these kernels do not take them, or they are not on one device.
 
-    x [M, K], w [N, K] (as it is, or a transposed view of [K, N] rows) and out [M, N], on one device. x and out may
-    have more dimensions before the last if they are contiguous: [..., K] and [..., N], M rows in all.
+    x [M, K], w [N, K] (as it is, or a transposed view of [K, N] rows) and out [M, N]. x may have another number of
+    dimensions before the last if it is contiguous, [..., K], and then out has the same. Of an out that has yet to be
+    made (None) the address is 0.
     """
     dtype = _DTYPE_CODES.get(x.dtype)
-    if dtype is None or w.dtype != x.dtype or out.dtype != x.dtype or w.dim() != 2:
+    if dtype is None or w.dtype != x.dtype or w.dim() != 2 or not x.dim() or w.device != x.device:
         return None
-    (n, k), (x_rows, x_row), (out_rows, out_row) = w.shape, rows_of(x), rows_of(out)
-    if not x_rows * n * k or x.shape[-1] != k or out.shape[-1] != n or out_rows != x_rows:
+    (n, k), (x_rows, x_row) = w.shape, rows_of(x)
+    if not x_rows * n * k or x.shape[-1] != k or x_row < k:
         return None
-    if x_row < k or out_row < n:
+    out_ptr, out_row = (0, n) if out is None else _place(out, x, n)
+    if out_row < n:
         return None
     outer, inner = w.stride()
     if inner == 1 and outer >= k:
@@ -62,8 +64,16 @@ def call_of(x, w, out, static_weights: bool) -> Call | None:
         w_layout, w_row = 1, inner
     else:
         return None
-    pointers = x.data_ptr(), w.data_ptr(), out.data_ptr()
-    return Call(x_rows, n, k, dtype, w_layout, static_weights, *pointers, x_row, w_row, out_row)
+    return Call(
+        x_rows, n, k, dtype, w_layout, static_weights, x.data_ptr(), w.data_ptr(), out_ptr, x_row, w_row, out_row
+    )
+
+
+def _place(out, x, n: int) -> tuple[int, int]:
+    """Address and row stride of an out; a stride of -1 if it is not a place for this product."""
+    if out.dtype != x.dtype or out.device != x.device or out.shape != (*x.shape[:-1], n):
+        return 0, -1
+    return out.data_ptr(), rows_of(out)[1]
 
 
 def rows_of(tensor) -> tuple[int, int]:
@@ -71,10 +81,10 @@ def rows_of(tensor) -> tuple[int, int]:
     if tensor.dim() == 2:
         (rows, _), (row, step) = tensor.shape, tensor.stride()
         return rows, row if step == 1 else -1
-    if tensor.dim() > 2 and tensor.is_contiguous():
-        columns = tensor.shape[-1]
-        return (tensor.numel() // columns if columns else 0), columns
-    return 0, -1
+    if not tensor.is_contiguous():
+        return 0, -1
+    columns = tensor.shape[-1]
+    return (tensor.numel() // columns if columns else 0), columns
 
 
 def problem_of(x, w, out, static_weights: bool) -> GemmProblem | None:

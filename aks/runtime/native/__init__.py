@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 from aks.core import artifact, kernel_files
 from aks.core.bundle import Bundle
@@ -90,6 +90,19 @@ class Kernels(Protocol):
         ...
 
 
+class Linear(Protocol):
+    """``y = x @ w.T`` by kernels of gemm, on tensors: read where they lie, without a call of Python for each fact."""
+
+    def launch(self, x: Any, w: Any, out: Any, static_weights: bool, stream: int) -> Any:
+        """Select and launch: the result, or ``-1 - index`` of a config that is for the caller to run.
+
+        x [..., K], contiguous if it has more than two dimensions, w [N, K], out [..., N] or None. Without out it is
+        made, by x's ``new_empty``, once the config is known to be launched here. None if these are no tensors for our
+        kernels: then nothing was chosen. The device is not looked at, but for being the same.
+        """
+        ...
+
+
 def is_built() -> bool:
     """Whether the module is there."""
     try:
@@ -122,6 +135,12 @@ def load_kernels(
     )
     _check_same(bundle, table)
     return import_module("aks.runtime.native._native").Kernels(table, code, index, driver, list(cublaslt))
+
+
+def linear_of(kernels: Kernels, tensor_type: type) -> Linear | None:
+    """``aks.linear`` with a bundle's kernels of gemm; None if tensors of this type are not lent through DLPack."""
+    exchange = getattr(tensor_type, "__dlpack_c_exchange_api__", None)
+    return exchange and import_module("aks.runtime.native._native").Linear(kernels, exchange)
 
 
 def _check_same(bundle: Bundle, table: bytes) -> None:

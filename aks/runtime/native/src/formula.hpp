@@ -34,6 +34,7 @@ class Formula {
                 if (operation == Operation::variable && (value < 0 || static_cast<uint64_t>(value) >= variables)) {
                     fail("a variable that is not there");
                 }
+                if (operation == Operation::variable) reads_ = std::max(reads_, static_cast<size_t>(value) + 1);
                 if (++depth > kMaxStack) fail("too many values");
             } else if (operation >= Operation::not_) {
                 if (depth < 1) fail("too few values");
@@ -50,6 +51,9 @@ class Formula {
         return variable_ >= 0 ? variables[variable_] : run(variables);
     }
 
+    // It reads variables below this alone.
+    size_t reads() const noexcept { return reads_; }
+
   private:
     [[noreturn]] static void fail(const char *what) {
         throw Error(AKS_ERROR_FILE, std::string("a formula of the kernels has ") + what +
@@ -59,9 +63,12 @@ class Formula {
     // What means nothing (overflow, division by 0) has some value, and no undefined behaviour.
     static int64_t wrap(uint64_t value) { return static_cast<int64_t>(value); }
 
+    // std::has_single_bit is a call where the compiler may not assume that the CPU counts bits.
+    static bool is_power(uint64_t value) { return value && !(value & (value - 1)); }
+
     static int64_t gcd(int64_t a, int64_t b) {
         uint64_t x = static_cast<uint64_t>(a), y = static_cast<uint64_t>(b);
-        if (std::has_single_bit(x) && y) return wrap(std::min(x, y & (~y + 1)));
+        if (is_power(x) && y) return wrap(std::min(x, y & (~y + 1)));
         while (y) {
             const uint64_t rest = x % y;
             x = y;
@@ -99,7 +106,7 @@ class Formula {
             case Operation::add: return wrap(x + y);
             case Operation::multiply: return wrap(x * y);
             case Operation::divide: return y ? divide(x, y) : 0;
-            case Operation::modulo: return y ? wrap(std::has_single_bit(y) ? x & (y - 1) : x % y) : 0;
+            case Operation::modulo: return y ? wrap(is_power(y) ? x & (y - 1) : x % y) : 0;
             case Operation::le: return a <= b;
             case Operation::lt: return a < b;
             case Operation::ge: return a >= b;
@@ -117,9 +124,10 @@ class Formula {
     }
 
     // Most divisors are powers of two, and dividing takes as long as ten shifts.
-    static int64_t divide(uint64_t x, uint64_t y) { return wrap(std::has_single_bit(y) ? x >> std::countr_zero(y) : x / y); }
+    static int64_t divide(uint64_t x, uint64_t y) { return wrap(is_power(y) ? x >> std::countr_zero(y) : x / y); }
 
     std::vector<int64_t> code_;
+    size_t reads_ = 0;
     int64_t variable_ = -1;  // of a formula that is one variable and nothing else
 };
 

@@ -10,22 +10,13 @@ namespace aks {
 
 namespace {
 
-constexpr int kVendor = 0;
-
 std::string version_text(int cuda) { return std::to_string(cuda / 1000) + "." + std::to_string(cuda % 1000 / 10); }
-
-void check_count(size_t got, size_t wanted, const char *what) {
-    if (got != wanted) {
-        throw Error(AKS_ERROR_ARGUMENT, std::string(what) + " has " + std::to_string(got) + " values; wanted " +
-                                            std::to_string(wanted) + ": see aks.h and kernels.json");
-    }
-}
 
 }  // namespace
 
 Kernels::Kernels(std::string_view table, std::string_view code, int device, const std::string &driver,
                  const std::vector<std::string> &cublaslt)
-    : table_(table, code), driver_(cuda::Driver::open(driver)) {
+    : table_(table, code), number_(next_number()), driver_(cuda::Driver::open(driver)) {
     int version = 0, major = 0, minor = 0, sm_count = 0;
     driver_.check(driver_.cuInit(0), "cuInit");
     driver_.check(driver_.cuDriverGetVersion(&version), "cuDriverGetVersion");
@@ -61,8 +52,7 @@ Kernels::Kernels(std::string_view table, std::string_view code, int device, cons
         });
         // Of the default stream, and for the first that is captured before it ever launched.
         if (any) {
-            scratch_.reserve(kMaxStreams);
-            scratch_.push_back({nullptr, allocate()});
+            publish({nullptr, allocate()});
             spare_ = allocate();
         }
     } catch (...) {
@@ -121,61 +111,6 @@ void Kernels::load_functions() {
     table_.cubins.clear();  // the code is the caller's
 }
 
-Kernels::Choice Kernels::choose(const int64_t *variables) const noexcept {
-    for (size_t at = 0; at < table_.parameters.size(); ++at) {
-        if (!table_.parameters[at].supports(variables[at])) return {kVendor, 0, static_cast<int>(at)};
-    }
-    int place = table_.nodes.empty() ? -1 : 0;
-    while (place >= 0) {
-        const Node &node = table_.nodes[static_cast<size_t>(place)];
-        place = table_.formulas[static_cast<size_t>(node.formula)](variables) <= node.threshold ? node.left : node.right;
-    }
-    const Leaf &leaf = table_.leaves[static_cast<size_t>(-1 - place)];
-    if (leaf.abstains) return {kVendor, 0, static_cast<int>(table_.parameters.size())};
-    for (size_t rank = 0;; ++rank) {
-        const Option &option = leaf.options[rank];
-        if (option.formula < 0 || table_.formulas[static_cast<size_t>(option.formula)](variables)) return {option.config, rank};
-    }
-}
-
-int Kernels::select(std::span<const int64_t> problem) const {
-    check_count(problem.size(), table_.parameters.size(), "a problem");
-    int64_t variables[kMaxVariables] = {};
-    std::copy(problem.begin(), problem.end(), variables);
-    return choose(variables).config;
-}
-
-void Kernels::count(const Choice &choice, const int64_t *variables) {
-    const size_t parameters = table_.parameters.size();
-    const std::scoped_lock lock(misses_mutex_);
-    misses_.reasons.resize(parameters + 2);
-    if (choice.reason < 0) {
-        ++misses_.reasons[parameters + 1];
-        return;
-    }
-    ++misses_.reasons[static_cast<size_t>(choice.reason)];
-    std::vector<int64_t> problem(variables, variables + parameters);
-    const auto found = misses_.problems.find(problem);
-    if (found != misses_.problems.end()) ++found->second;
-    else if (misses_.problems.size() < Misses::kMaxProblems) misses_.problems.emplace(std::move(problem), 1);
-}
-
-Misses Kernels::take_misses() {
-    const std::scoped_lock lock(misses_mutex_);
-    return std::exchange(misses_, {});
-}
-
-const Kernel *Kernels::find(const Config &config, const int64_t *variables) const noexcept {
-    const size_t parts = config.variant.size();
-    int64_t key[kMaxKey];
-    for (size_t at = 0; at < parts; ++at) key[at] = table_.formulas[static_cast<size_t>(config.variant[at])](variables);
-    const auto found = std::lower_bound(
-        config.kernels.begin(), config.kernels.end(), key, [parts](const Kernel &kernel, const int64_t *wanted) {
-            return std::lexicographical_compare(kernel.key, kernel.key + parts, wanted, wanted + parts);
-        });
-    return found != config.kernels.end() && std::equal(key, key + parts, found->key) ? &*found : nullptr;
-}
-
 bool Kernels::launch(std::span<const int64_t> call, cuda::Stream stream, int &chosen) {
     Prepared prepared;
     prepared.counted = true;
@@ -211,9 +146,8 @@ std::vector<int64_t> Kernels::time(std::span<const int64_t> call, cuda::Stream s
     return times;
 }
 
-bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &chosen, Prepared &prepared) {
+void Kernels::expand(std::span<const int64_t> call, int64_t *variables) const {
     check_count(call.size(), table_.call_values, "a call");
-    int64_t variables[kMaxVariables];
     const size_t parameters = table_.parameters.size(), operands = table_.operands.size();
     size_t next = 0;
     for (size_t at = 0; at < parameters; ++at) {
@@ -225,18 +159,33 @@ bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &c
         const int derived = table_.parameters[at].derived;
         if (derived >= 0) variables[at] = table_.formulas[static_cast<size_t>(derived)](variables);
     }
-    const Choice choice = choose(variables);
-    if (prepared.counted && (choice.rank || choice.reason >= 0)) {
-        if (choice.rank) illegal_.fetch_add(1, std::memory_order_relaxed);
-        count(choice, variables);
+}
+
+bool Kernels::is_ours(std::span<const int64_t> call) const {
+    int64_t variables[kMaxVariables];
+    expand(call, variables);
+    const Answer &known = answer(variables);
+    return known.kernel || is_product(known.choice);
+}
+
+bool Kernels::is_product(const Choice &choice) const noexcept {
+    return products_ && table_.configs[static_cast<size_t>(choice.config)].algorithm >= 0;
+}
+
+bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &chosen, Prepared &prepared) {
+    int64_t variables[kMaxVariables];
+    expand(call, variables);
+    const Answer &known = answer(variables);
+    if (prepared.counted && (known.choice.rank || known.choice.reason >= 0)) {
+        if (known.choice.rank) illegal_.fetch_add(1, std::memory_order_relaxed);
+        count(known.choice, variables);
     }
-    chosen = choice.config;
+    chosen = known.choice.config;
     const Config &config = table_.configs[static_cast<size_t>(chosen)];
-    const bool is_product = config.algorithm >= 0 && products_;
-    if (!config.has_kernel && !is_product) return false;
-    const Kernel *kernel = is_product ? nullptr : find(config, variables);
+    const bool by_product = is_product(known.choice);
+    if (!config.has_kernel && !by_product) return false;
     // A bundle that aks exported has one for every problem inside the support.
-    if (!kernel && !is_product) return leave(without_kernel_, chosen);
+    if (!known.kernel && !by_product) return leave(without_kernel_, chosen);
     cuda::Context now = nullptr;
     driver_.check(driver_.cuCtxGetCurrent(&now), "cuCtxGetCurrent");
     if (now != context_) {
@@ -244,12 +193,12 @@ bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &c
         cuda::Device device = -1;
         if (!now || driver_.cuCtxGetDevice(&device) != 0 || device != device_) prepared.current.emplace(driver_, context_);
     }
-    int64_t *const buffers = variables + parameters + operands;
+    int64_t *const buffers = variables + table_.parameters.size() + table_.operands.size();
     if (config.needs_scratch && !add_scratch(stream, buffers)) return leave(without_scratch_, chosen);
-    if (is_product) {
+    if (by_product) {
         return fill_product(config.algorithm, variables, stream, prepared) || leave(without_plan_, chosen);
     }
-    fill(*kernel, config, variables, stream, prepared);
+    fill(known, variables, stream, prepared);
     return true;
 }
 
@@ -260,24 +209,33 @@ bool Kernels::leave(std::atomic<uint64_t> &count, int &chosen) noexcept {
 }
 
 bool Kernels::add_scratch(cuda::Stream stream, int64_t *buffers) {
+    const auto find = [&] {
+        // What is published never changes again, so a stream that is known needs no lock.
+        const auto end = scratch_.begin() + scratch_count_.load(std::memory_order_acquire);
+        const auto found = std::find_if(scratch_.begin(), end, [=](const Scratch &one) { return one.stream == stream; });
+        if (found != end) std::copy(found->buffers.begin(), found->buffers.end(), buffers);
+        return found != end;
+    };
+    if (find()) return true;
     const std::scoped_lock lock(mutex_);
-    auto found = std::find_if(scratch_.begin(), scratch_.end(), [=](const Scratch &one) { return one.stream == stream; });
-    if (found == scratch_.end()) {
-        if (scratch_.size() >= kMaxStreams) return false;
-        int capturing = 0;
-        driver_.check(driver_.cuStreamIsCapturing(stream, &capturing), "cuStreamIsCapturing");
-        if (capturing) {
-            if (spare_.empty()) return false;
-            scratch_.push_back({stream, std::move(spare_)});
-            spare_.clear();
-        } else {
-            scratch_.push_back({stream, allocate()});
-            if (spare_.empty()) spare_ = allocate();
-        }
-        found = scratch_.end() - 1;
+    if (find()) return true;  // another thread was first
+    if (scratch_count_ >= kMaxStreams) return false;
+    int capturing = 0;
+    driver_.check(driver_.cuStreamIsCapturing(stream, &capturing), "cuStreamIsCapturing");
+    if (capturing) {
+        if (spare_.empty()) return false;
+        publish({stream, std::exchange(spare_, {})});
+    } else {
+        publish({stream, allocate()});
+        if (spare_.empty()) spare_ = allocate();
     }
-    std::copy(found->buffers.begin(), found->buffers.end(), buffers);
-    return true;
+    return find();
+}
+
+void Kernels::publish(Scratch scratch) {
+    const size_t count = scratch_count_.load(std::memory_order_relaxed);
+    scratch_[count] = std::move(scratch);
+    scratch_count_.store(count + 1, std::memory_order_release);
 }
 
 std::vector<cuda::Pointer> Kernels::allocate() {
@@ -324,7 +282,8 @@ struct MapCache {
 static_assert(MapCache::kRows == 1 << (64 - 58));
 thread_local MapCache map_cache;
 
-cuda::TensorMap *Kernels::encode(const Argument &argument, const Box &box, size_t place, const int64_t *variables) const {
+cuda::TensorMap *Kernels::encode(const Argument &argument, const Box &box, size_t place, const MapSides &map,
+                                 const int64_t *variables) const {
     const auto value = [&](int formula) {
         return static_cast<uint64_t>(table_.formulas[static_cast<size_t>(formula)](variables));
     };
@@ -332,7 +291,7 @@ cuda::TensorMap *Kernels::encode(const Argument &argument, const Box &box, size_
     const uint64_t box_key = uint64_t{1} << 63 | uint64_t{fix_maps_} << 62 | uint64_t{box.rows} << 40 |
                              uint64_t{box.columns} << 20 | uint64_t{box.element_bytes} << 12 |
                              static_cast<uint64_t>(box.element_type) << 6 | static_cast<uint64_t>(box.swizzle);
-    const MapCache::Key key{value(argument.formula), value(argument.rows), value(argument.columns),
+    const MapCache::Key key{value(argument.formula), map.rows, map.columns,
                             value(argument.row_stride) * box.element_bytes, box_key};
     MapCache::Row &row = map_cache.row(place, key);
     if (row.key == key) return &row.map;
@@ -350,15 +309,14 @@ cuda::TensorMap *Kernels::encode(const Argument &argument, const Box &box, size_
     return &row.map;
 }
 
-void Kernels::fill(const Kernel &kernel, const Config &config, const int64_t *variables, cuda::Stream stream,
-                   Prepared &prepared) const {
-    const FunctionRow &row = table_.functions[static_cast<size_t>(kernel.function)];
+void Kernels::fill(const Answer &known, const int64_t *variables, cuda::Stream stream, Prepared &prepared) const {
+    const FunctionRow &row = table_.functions[static_cast<size_t>(known.kernel->function)];
     const std::vector<Argument> &signature = table_.signatures[static_cast<size_t>(row.signature)];
     size_t map = 0;
     for (size_t at = 0; at < signature.size(); ++at) {
         const Argument &argument = signature[at];
         if (argument.is_map) {
-            prepared.arguments[at] = encode(argument, row.boxes[map], map, variables);
+            prepared.arguments[at] = encode(argument, row.boxes[map], map, known.sides[map], variables);
             ++map;
         } else {
             // The driver reads the low 4 bytes of an argument that has 4: little-endian, as all CUDA hosts are.
@@ -366,15 +324,15 @@ void Kernels::fill(const Kernel &kernel, const Config &config, const int64_t *va
             prepared.arguments[at] = &prepared.values[at];
         }
     }
-    const int64_t programs = table_.formulas[static_cast<size_t>(config.programs)](variables);
-    if (programs < 1 || programs > INT32_MAX) {
-        throw Error(AKS_ERROR_ARGUMENT, "a launch of " + std::to_string(programs) + " programs; a grid has 1 to 2147483647");
+    if (known.programs < 1 || known.programs > INT32_MAX) {
+        throw Error(AKS_ERROR_ARGUMENT,
+                    "a launch of " + std::to_string(known.programs) + " programs; a grid has 1 to 2147483647");
     }
     prepared.early_start.id = cuda::kEarlyStart;
     prepared.early_start.value.number = 1;
-    prepared.config = {static_cast<unsigned>(programs), 1, 1, 32 * row.num_warps, 1, 1, row.shared_bytes, stream,
+    prepared.config = {static_cast<unsigned>(known.programs), 1, 1, 32 * row.num_warps, 1, 1, row.shared_bytes, stream,
                        &prepared.early_start, row.early_start ? 1u : 0u};
-    prepared.function = functions_[static_cast<size_t>(kernel.function)];
+    prepared.function = functions_[static_cast<size_t>(known.kernel->function)];
 }
 
 bool Kernels::fill_product(int algorithm, const int64_t *variables, cuda::Stream stream, Prepared &prepared) {

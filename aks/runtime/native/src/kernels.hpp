@@ -1,6 +1,7 @@
 // Kernels that are loaded on a device: chooses and launches. What aks.h and the Python module share.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <map>
 #include <memory>
@@ -20,6 +21,7 @@ inline constexpr const char *kDriver = "libcuda.so.1";
 // cuBLASLt by the names that the dynamic loader knows, newest first.
 inline const std::vector<std::string> kCublasLt{"libcublasLt.so.13", "libcublasLt.so.12"};
 inline constexpr size_t kMaxStreams = 64;  // that get scratch memory
+inline constexpr int kVendor = 0;          // the config that is the vendor's routine
 
 // What happened since loading; the first two never change after it.
 struct Counts {
@@ -34,6 +36,25 @@ struct Misses {
     static constexpr size_t kMaxProblems = 256;  // MAX_MISSED of aks/runtime/predictor.py
     std::vector<uint64_t> reasons;
     std::map<std::vector<int64_t>, uint64_t> problems;
+};
+
+// What the tree says of a problem.
+struct Choice {
+    int config;
+    size_t rank;  // in its leaf: 0 is the favourite
+    int reason;   // why this is no leaf's answer: place in Misses::reasons; -1 if it is one
+};
+
+struct MapSides {
+    uint64_t rows, columns;
+};
+
+// All of a launch that follows from its problem alone.
+struct Answer {
+    Choice choice;
+    const Kernel *kernel;  // null if the config has none, or the bundle not the one for this problem
+    int64_t programs;
+    MapSides sides[kMaxMaps];
 };
 
 class Kernels {
@@ -53,6 +74,8 @@ class Kernels {
     int select(std::span<const int64_t> problem) const;
     // Enqueues the chosen config; false if it has no kernel, or none may run now: then config is for the caller.
     bool launch(std::span<const int64_t> call, cuda::Stream stream, int &config);
+    // Whether launch would enqueue such a call, so far as its problem tells. Of addresses only the alignment matters.
+    bool is_ours(std::span<const int64_t> call) const;
     // All that launch does for this call, but enqueues nothing: afterwards a launch of its shape on its stream asks
     // cuBLASLt for nothing and allocates nothing. Of the operands' addresses only the alignment matters.
     bool prepare(std::span<const int64_t> call, cuda::Stream stream, int &config);
@@ -71,12 +94,6 @@ class Kernels {
     struct Scratch {
         cuda::Stream stream;
         std::vector<cuda::Pointer> buffers;
-    };
-
-    struct Choice {
-        int config;
-        size_t rank = 0;   // in its leaf: 0 is the favourite
-        int reason = -1;  // why this is no leaf's answer: place in Misses::reasons
     };
 
     // A launch with everything that the driver reads, but for the maps, which the thread keeps. Its arguments point
@@ -98,32 +115,43 @@ class Kernels {
     };
 
     bool prepare(std::span<const int64_t> call, cuda::Stream stream, int &config, Prepared &prepared);
+    // A call's values, and what is derived of them; scratch memory is 0.
+    void expand(std::span<const int64_t> call, int64_t *variables) const;
+    bool is_product(const Choice &choice) const noexcept;
+    static void check_count(size_t got, size_t wanted, const char *what);
+    static uint64_t next_number();
     // Counts a call that is left to the caller, who runs the vendor's routine: false.
     static bool leave(std::atomic<uint64_t> &count, int &config) noexcept;
     Choice choose(const int64_t *variables) const noexcept;
     void count(const Choice &choice, const int64_t *variables);
+    // The answer to a problem, worked out if it is new to this thread; valid until the thread's next call.
+    const Answer &answer(const int64_t *variables) const noexcept;
+    Answer work_out(const int64_t *variables) const noexcept;
     const Kernel *find(const Config &config, const int64_t *variables) const noexcept;
     bool add_scratch(cuda::Stream stream, int64_t *buffers);
+    void publish(Scratch scratch);
     std::vector<cuda::Pointer> allocate();
-    void fill(const Kernel &kernel, const Config &config, const int64_t *variables, cuda::Stream stream,
-              Prepared &prepared) const;
+    void fill(const Answer &known, const int64_t *variables, cuda::Stream stream, Prepared &prepared) const;
     bool fill_product(int algorithm, const int64_t *variables, cuda::Stream stream, Prepared &prepared);
     // False if cuBLASLt does not support a product after all.
     bool enqueue(Prepared &prepared) const;
     // A map of this thread, valid until its next launch.
-    cuda::TensorMap *encode(const Argument &argument, const Box &box, size_t place, const int64_t *variables) const;
+    cuda::TensorMap *encode(const Argument &argument, const Box &box, size_t place, const MapSides &map,
+                            const int64_t *variables) const;
     void load_functions();
     void release() noexcept;
 
     Table table_;
+    const uint64_t number_;  // of these kernels, among all that the process ever had
     const cuda::Driver &driver_;
     cuda::Device device_ = 0;
     cuda::Context context_ = nullptr;
     bool fix_maps_ = false;
     std::vector<cuda::Module> modules_;
     std::vector<cuda::Function> functions_;
-    std::mutex mutex_;  // of scratch
-    std::vector<Scratch> scratch_;
+    std::mutex mutex_;  // held to add to scratch_, not to read it
+    std::array<Scratch, kMaxStreams> scratch_;
+    std::atomic<size_t> scratch_count_{0};
     std::vector<cuda::Pointer> spare_;
     std::unique_ptr<Products> products_;
     std::mutex misses_mutex_;

@@ -3,7 +3,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "dlpack.hpp"
 #include "error.hpp"
+#include "gemm_call.hpp"
 #include "kernels.hpp"
 
 namespace nb = nanobind;
@@ -22,10 +24,10 @@ const char *name_of(int code) {
 }
 
 struct Values {
-    explicit Values(const nb::args &arguments, size_t skip = 0) : count(arguments.size() - skip) {
-        if (arguments.size() < skip || count > kMaxCall) throw aks::Error(AKS_ERROR_ARGUMENT, "a call has at most 64 values");
-        for (size_t at = 0; at < count + skip; ++at) {
-            const long long value = PyLong_AsLongLong(PyTuple_GET_ITEM(arguments.ptr(), static_cast<Py_ssize_t>(at)));
+    Values(PyObject *const *arguments, size_t given, size_t skip = 0) : count(given - skip) {
+        if (given < skip || count > kMaxCall) throw aks::Error(AKS_ERROR_ARGUMENT, "a call has at most 64 values");
+        for (size_t at = 0; at < given; ++at) {
+            const long long value = PyLong_AsLongLong(arguments[at]);
             if (value == -1 && PyErr_Occurred()) throw nb::python_error();
             values[at] = value;
         }
@@ -37,9 +39,110 @@ struct Values {
 
 // The values of a call, and the stream after them.
 struct Call : Values {
-    explicit Call(const nb::args &arguments)
-        : Values(arguments, 1), stream(reinterpret_cast<aks::cuda::Stream>(values[count])) {}
+    Call(PyObject *const *arguments, size_t given)
+        : Values(arguments, given, 1), stream(reinterpret_cast<aks::cuda::Stream>(values[count])) {}
+    explicit Call(const nb::args &arguments) : Call(PySequence_Fast_ITEMS(arguments.ptr()), arguments.size()) {}
     aks::cuda::Stream stream;
+};
+
+void set_error(const aks::Error &error) {
+    PyErr_SetString(nb::module_::import_("aks.core.errors").attr(name_of(error.code)).ptr(), error.what());
+}
+
+// A method that Python calls as it calls its own: nanobind makes a tuple of any number of arguments first, which takes
+// as long as choosing does.
+template <auto method>
+PyObject *with_values(PyObject *self, PyObject *const *arguments, Py_ssize_t given) noexcept {
+    try {
+        return PyLong_FromLong(method(*nb::inst_ptr<aks::Kernels>(self), arguments, static_cast<size_t>(given)));
+    } catch (const aks::Error &error) {
+        set_error(error);
+    } catch (nb::python_error &error) {
+        error.restore();
+    } catch (const std::bad_alloc &) {
+        PyErr_NoMemory();
+    }
+    return nullptr;
+}
+
+int launch(aks::Kernels &kernels, PyObject *const *arguments, size_t given) {
+    const Call call(arguments, given);
+    int config = 0;
+    // The driver may block for room in the stream's queue: other threads go on meanwhile.
+    const nb::gil_scoped_release release;
+    return kernels.launch(call.span(), call.stream, config) ? config : -1 - config;
+}
+
+int prepare(aks::Kernels &kernels, PyObject *const *arguments, size_t given) {
+    const Call call(arguments, given);
+    int config = 0;
+    const nb::gil_scoped_release release;
+    return kernels.prepare(call.span(), call.stream, config) ? config : -1 - config;
+}
+
+int select(aks::Kernels &kernels, PyObject *const *arguments, size_t given) {
+    return kernels.select(Values(arguments, given).span());
+}
+
+PyMethodDef methods[] = {
+    {"launch", reinterpret_cast<PyCFunction>(with_values<launch>), METH_FASTCALL, nullptr},
+    {"prepare", reinterpret_cast<PyCFunction>(with_values<prepare>), METH_FASTCALL, nullptr},
+    {"select", reinterpret_cast<PyCFunction>(with_values<select>), METH_FASTCALL, nullptr},
+};
+
+// aks.linear on tensors, which the library that they are of lends us.
+class Linear {
+  public:
+    Linear(aks::Kernels &kernels, const nb::capsule &exchange) : kernels_(kernels) {
+        auto *api = static_cast<const aks::dlpack::ExchangeApi *>(exchange.data(aks::dlpack::kCapsule));
+        while (api && api->major != aks::dlpack::kMajorVersion) api = api->previous;
+        if (kernels.table().op != "gemm" || kernels.table().call_values != aks::kGemmValues || !api || !api->lend) {
+            throw aks::Error(AKS_ERROR_ARGUMENT, "tensors are read for kernels of gemm, by version 1 of DLPack; launch " +
+                                                     kernels.table().op + " with plain values");
+        }
+        lend_ = api->lend;
+    }
+
+    nb::object launch(nb::handle x, nb::handle w, nb::handle out, bool static_weights, uintptr_t stream) {
+        aks::dlpack::Tensor lent_x, lent_w, lent_out;
+        aks::GemmCall call;
+        if (!lend(x, lent_x) || !lend(w, lent_w) || !aks::gemm::pose(call, lent_x, lent_w, static_weights)) return nb::none();
+        const std::span<const int64_t> values(&call.m, aks::kGemmValues);
+        nb::object made = nb::borrow(out);
+        // An output that the caller's library makes is aligned as it aligns all.
+        if (out.is_none() && kernels_.is_ours(values)) made = make(x, lent_x, call.n);
+        if (!made.is_none() && !(lend(made, lent_out) && aks::gemm::put_out(call, lent_x, lent_out))) return nb::none();
+        int config = 0;
+        bool launched = false;
+        {
+            const nb::gil_scoped_release release;
+            launched = kernels_.launch(values, reinterpret_cast<aks::cuda::Stream>(stream), config);
+        }
+        return launched ? made : nb::int_(-1 - config);
+    }
+
+  private:
+    bool lend(nb::handle object, aks::dlpack::Tensor &tensor) const {
+        if (lend_(object.ptr(), &tensor) == 0) return true;
+        // What has no memory of its own (sparse, say), or a type that DLPack does not know.
+        if (!PyErr_ExceptionMatches(PyExc_RuntimeError) && !PyErr_ExceptionMatches(PyExc_BufferError)) {
+            throw nb::python_error();
+        }
+        PyErr_Clear();
+        return false;
+    }
+
+    static nb::object make(nb::handle x, const aks::dlpack::Tensor &lent, int64_t n) {
+        const int32_t last = lent.dimensions - 1;
+        nb::object shape = nb::steal(PyTuple_New(last + 1));
+        for (int32_t at = 0; at <= last; ++at) {
+            PyTuple_SET_ITEM(shape.ptr(), at, PyLong_FromLongLong(at == last ? n : lent.shape[at]));
+        }
+        return x.attr("new_empty")(shape);
+    }
+
+    aks::Kernels &kernels_;
+    int (*lend_)(void *, aks::dlpack::Tensor *);
 };
 
 }  // namespace
@@ -51,11 +154,12 @@ NB_MODULE(_native, module) {
             try {
                 std::rethrow_exception(pointer);
             } catch (const aks::Error &error) {
-                PyErr_SetString(nb::module_::import_("aks.core.errors").attr(name_of(error.code)).ptr(), error.what());
+                set_error(error);
             }
         },
         nullptr);
-    nb::class_<aks::Kernels>(module, "Kernels")
+    nb::class_<aks::Kernels> kernels(module, "Kernels");
+    kernels
         .def(
             "__init__",
             [](aks::Kernels *self, nb::bytes table, nb::bytes code, int device, const std::string &driver,
@@ -66,26 +170,6 @@ NB_MODULE(_native, module) {
             },
             nb::arg("table"), nb::arg("code"), nb::arg("device"), nb::arg("driver") = aks::kDriver,
             nb::arg("cublaslt") = aks::kCublasLt)
-        .def("select",
-             [](const aks::Kernels &self, nb::args arguments) {
-                 const Values values(arguments);
-                 return self.select(values.span());
-             })
-        .def("launch",
-             [](aks::Kernels &self, nb::args arguments) {
-                 const Call call(arguments);
-                 int config = 0;
-                 // The driver may block for room in the stream's queue: other threads go on meanwhile.
-                 nb::gil_scoped_release release;
-                 return self.launch(call.span(), call.stream, config) ? config : -1 - config;
-             })
-        .def("prepare",
-             [](aks::Kernels &self, nb::args arguments) {
-                 const Call call(arguments);
-                 int config = 0;
-                 nb::gil_scoped_release release;
-                 return self.prepare(call.span(), call.stream, config) ? config : -1 - config;
-             })
         .def("time",
              [](aks::Kernels &self, size_t repeats, bool driver_alone, nb::args arguments) {
                  const Call call(arguments);
@@ -116,4 +200,11 @@ NB_MODULE(_native, module) {
              })
         .def_prop_ro("cublaslt", &aks::Kernels::cublaslt)
         .def_prop_ro("call_count", [](const aks::Kernels &self) { return self.table().call_values; });
+    for (PyMethodDef &method : methods) {
+        kernels.attr(method.ml_name) = nb::steal(PyDescr_NewMethod(reinterpret_cast<PyTypeObject *>(kernels.ptr()), &method));
+    }
+    nb::class_<Linear>(module, "Linear")
+        .def(nb::init<aks::Kernels &, const nb::capsule &>(), nb::arg("kernels"), nb::arg("exchange"), nb::keep_alive<1, 2>())
+        .def("launch", &Linear::launch, nb::arg("x"), nb::arg("w"), nb::arg("out").none(), nb::arg("static_weights"),
+             nb::arg("stream"));
 }

@@ -99,6 +99,15 @@ class Reader {
         return index(json, "the place of a formula", table_.formulas.size(), least);
     }
 
+    // A formula over a problem alone: answers to problems are remembered.
+    int problem_formula(const Json &json, int64_t least = 0) const {
+        const int place = formula(json, least);
+        if (place >= 0 && table_.formulas[static_cast<size_t>(place)].reads() > table_.parameters.size()) {
+            fail("what depends on the problem alone reads an operand");
+        }
+        return place;
+    }
+
     void check_derived() const {
         for (const Parameter &parameter : table_.parameters) {
             if (parameter.derived >= static_cast<int>(table_.formulas.size())) fail("a parameter's formula is not there");
@@ -114,7 +123,7 @@ class Reader {
             if (numbers.size() < 3 || numbers.size() % 2 == 0) fail("a leaf is not a flag and pairs");
             Leaf leaf{numbers[0].integer("a leaf's flag", 0, 1) == 1, {}};
             for (size_t at = 1; at < numbers.size(); at += 2) {
-                leaf.options.push_back({index(numbers[at], "a leaf's config", configs), formula(numbers[at + 1], -1)});
+                leaf.options.push_back({index(numbers[at], "a leaf's config", configs), problem_formula(numbers[at + 1], -1)});
             }
             if (leaf.options.back().formula != -1) fail("a leaf's last config has a condition");
             table_.leaves.push_back(std::move(leaf));
@@ -130,7 +139,7 @@ class Reader {
                 if (place >= 0 && place <= self) fail("a node's child comes before it");
                 return static_cast<int>(place);
             };
-            table_.nodes.push_back({formula(numbers[0]), numbers[1].integer("a threshold", kMin, kMax), child(numbers[2]),
+            table_.nodes.push_back({problem_formula(numbers[0]), numbers[1].integer("a threshold", kMin, kMax), child(numbers[2]),
                                     child(numbers[3])});
         }
     }
@@ -179,7 +188,7 @@ class Reader {
             return {false, formula(parts[2]), -1, -1, -1};
         }
         if (kind == "map" && parts.size() == 5) {
-            return {true, formula(parts[1]), formula(parts[2]), formula(parts[3]), formula(parts[4])};
+            return {true, formula(parts[1]), problem_formula(parts[2]), problem_formula(parts[3]), formula(parts[4])};
         }
         fail("an argument is neither a value nor a map");
     }
@@ -200,8 +209,8 @@ class Reader {
             if (!row.is_null()) {
                 config.has_kernel = true;
                 config.needs_scratch = row.at("scratch").integer("scratch", 0, 1) == 1;
-                config.programs = formula(row.at("programs"));
-                for (const Json &part : row.at("variant").list("variant")) config.variant.push_back(formula(part));
+                config.programs = problem_formula(row.at("programs"));
+                for (const Json &part : row.at("variant").list("variant")) config.variant.push_back(problem_formula(part));
                 limited(config.variant.size(), kMaxKey, "parts of a variant");
                 for (const Json &kernel : row.at("kernels").list("kernels")) config.kernels.push_back(read_kernel(config, kernel));
             }
