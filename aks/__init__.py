@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aks import nn
+    from aks import graphs, nn
     from aks.core.device import DeviceSpec, current_device, find_device
     from aks.core.errors import AksError
     from aks.integrations.patching import patch, unpatch
@@ -25,6 +25,7 @@ __all__ = [
     "current_device",
     "find_device",
     "find_op",
+    "graphs",
     "linear",
     "matmul",
     "nn",
@@ -52,8 +53,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("aks")
-    if name == "nn":
-        return import_module("aks.nn")  # which sets the attribute
+    if name in ("graphs", "nn"):
+        return import_module(f"aks.{name}")  # which sets the attribute
     if name not in _HOMES:
         raise AttributeError(f"module 'aks' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)
