@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -36,6 +38,7 @@ def plan_model(
     *,
     padding: float = 0.05,
     max_graphs: int | None = None,
+    cost: Callable[[int], float] | None = None,
     predictor: Predictor | None = None,
     device: DeviceSpec | None = None,
 ) -> Plan:
@@ -47,7 +50,7 @@ def plan_model(
         Patched (``aks.patch``), where and as it will serve.
     max_m : int
         The most rows of a step: sequences, times the tokens of each.
-    padding, max_graphs
+    padding, max_graphs, cost
         As of ``aks.graphs.plan``.
     predictor, device : optional
         The tree and the GPU to plan for, instead of those of the GPU that the model is on.
@@ -64,7 +67,7 @@ def plan_model(
         if served is None:
             raise GraphError("the model is not on one GPU that has a tree; move it there, or give predictor and device")
         predictor, device = predictor or served.predictor, device or served.device
-    return graphs.plan(layers, max_m, predictor, device, padding=padding, max_graphs=max_graphs)
+    return graphs.plan(layers, max_m, predictor, device, padding=padding, max_graphs=max_graphs, cost=cost)
 
 
 def _problem(layer: Linear) -> GemmProblem | None:

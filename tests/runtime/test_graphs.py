@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import pytest
@@ -41,7 +42,7 @@ def test_every_m_is_launched_as_the_tree_reads(predictor) -> None:
     for layer in LAYERS:
         known = graphs.launches(layer, 300, predictor, DEVICE)
         for m, launch in enumerate(known, start=1):
-            problem = GemmProblem(**layer.problem.to_row() | {"m": m})
+            problem = replace(layer.problem, m=m)
             config = predictor.configs[predictor.tree.choose(problem.to_row())]
             assert launch.config == config
             if spec.config_has_kernel(config):
