@@ -135,7 +135,9 @@ class StepGraphs:
         steps run eagerly. The caller sees to it that no replay is under way.
         """
         self.pending = self._sizes([*self.pending, *self._rows] if tops is None else tops)
-        self._rows, self._graphs, self._recorder = [], {}, None
+        self._rows, self._graphs = [], {}
+        if self._recorder:
+            self._recorder.drop_pool()
         self._seen = self._version() if self._version else None
 
     def _note(self, rows: int) -> None:
@@ -208,11 +210,15 @@ def measured_cost(graphs: StepGraphs, *, replays: int = 7) -> Callable[[int], fl
 
 
 class _Recorder:
-    """Captures on a stream of its own into one memory pool."""
+    """Captures on a stream of its own into one memory pool. Workspaces belong to the stream, so it stays."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
         self._pool: Any = torch.cuda.graph_pool_handle()
+
+    def drop_pool(self) -> None:
+        """Use another: PyTorch frees one whose graphs are all gone, and takes it for no more captures."""
+        self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, run: Callable[[], Outputs]) -> tuple[Callable[[], object], Outputs]:
         """A replay of ``run``, and the outputs that it fills."""
