@@ -129,6 +129,9 @@ def serving(
     cold_seconds: Annotated[float, typer.Option(min=1, help="As long the cold autotuner may serve.")] = 20,
     seed: Seed = 0,
     json_out: Annotated[Path | None, typer.Option("--json", help="Also write all figures there.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write an HTML page there; needs jinja2, matplotlib, pandas and pyarrow.")
+    ] = None,
 ) -> None:
     """Time steps of a server whose batch changes all the time: p50, p99 and p99.9, of aks, PyTorch and autotuning.
 
@@ -139,7 +142,7 @@ def serving(
 
     \b
     Examples:
-      aks bench serving --bundle bundles/gemm/h200 --json serving.json
+      aks bench serving --bundle bundles/gemm/h200 --json serving.json --report serving.html
       aks bench serving --bundle bundles/gemm/h200 --steps 500 --layers 2 --ways aks,torch
     """
     from functools import partial
@@ -150,6 +153,8 @@ def serving(
     from aks.evaluate.serving_table import device_name, serving_row, serving_table
     from aks.integrations.torch_ops import linear
 
+    if report:  # before minutes are spent, should something be missing
+        from aks.evaluate.serving_report import write_serving_report
     load = Load(steps, batch, layers, fixed_batch, fixed_steps, cold_seconds, seed)
     result = bench_serving(
         partial(linear, static_weights=True),
@@ -162,7 +167,10 @@ def serving(
     print(", ".join(f"{name} {value}" for name, value in about.items() if name != "command"))
     print(serving_table(result))
     if json_out:
+        json_out.parent.mkdir(parents=True, exist_ok=True)
         json_out.write_text(json.dumps({**about, "load": asdict(load), **serving_row(result)}, indent=1) + "\n")
+    if report:
+        write_serving_report(result, load, about, report)
 
 
 def _available(device: str) -> str:

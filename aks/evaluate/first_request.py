@@ -30,6 +30,11 @@ class FirstRequest:
     first_ms: float
     steady_ms: float
 
+    @property
+    def ratio(self) -> float:
+        """The first over the others."""
+        return self.first_ms / self.steady_ms
+
 
 def in_new_process(way: str, linear: Linear, load: Load, bundle: Path | None) -> FirstRequest:
     """``time_first_request`` in a process of its own."""

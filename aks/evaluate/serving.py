@@ -24,7 +24,7 @@ from aks.core.metrics import quantile
 from aks.evaluate.blocks import Blocks, Linear, Load, Run
 from aks.evaluate.first_request import FirstRequest, in_new_process, serve, served_by
 from aks.evaluate.traffic import Step, bursty_trace
-from aks.evaluate.utilization import GpuSample, GpuSampler, mean_busy
+from aks.evaluate.utilization import GpuSample, GpuSampler, between, mean_busy
 from aks.runtime import dispatcher, graphs
 from aks.runtime.capture import StepGraphs, measured_cost
 from aks.runtime.graphs import Layer, Plan
@@ -56,7 +56,11 @@ class StepLatency:
 
 @dataclass(frozen=True)
 class Serving:
-    """What was measured: the trace, fixed batches, first requests, and the graphs that were used."""
+    """What was measured: the trace, fixed batches, first requests, and the graphs that were used.
+
+    gpu are NVML's samples during the trace; tuning_seconds went into the warm autotuner before it. latencies_ms has
+    each step of the trace, by way.
+    """
 
     trace: list[StepLatency]
     fixed: list[StepLatency]
@@ -66,6 +70,7 @@ class Serving:
     distinct_m: int
     max_m: int
     tuning_seconds: float
+    latencies_ms: dict[str, list[float]]
 
 
 def bench_serving(
@@ -83,6 +88,7 @@ def bench_serving(
     linear : callable
         ``aks.linear`` with static weights. Other processes import it by name, so it must be picklable.
     load : Load, optional
+        What is served; its defaults take some three minutes on an H200.
     bundle : Path, optional
         Folder of ``aks export --bundle``. Without it kernels are compiled before the trace, for each m in it.
     ways : sequence of str
@@ -104,13 +110,18 @@ def bench_serving(
             cold = server.serve_cold() if "autotune cold" in ways else []
             runs = {way: server.prepare(way, compiled=bundle is not None) for way in ways if way != "autotune cold"}
             say(f"serving {load.steps} steps in {len(runs)} ways")
+            begin = datetime.now()
             taken = serve_by_turns(runs, server.batches, server.wait)
+            end = datetime.now()
             spans = {way: server.serve_fixed(run) for way, run in runs.items()}
-    latencies = [summarize(way, seconds) for way, seconds in taken.items()]
-    latencies += [summarize("autotune cold", cold)] if cold else []
-    fixed = [summarize(way, s, mean_busy(gpu.samples, start, end)) for way, (s, start, end) in spans.items()]
-    sizes = {step.m for step in trace}
-    return Serving(latencies, fixed, first, gpu.samples, server.plans, len(sizes), max(sizes), server.tuning_seconds)
+    taken |= {"autotune cold": cold} if cold else {}
+    rows = [summarize(way, seconds) for way, seconds in taken.items()]
+    latencies_ms = {way: [1e3 * value for value in seconds] for way, seconds in taken.items()}
+    fixed = [summarize(way, seconds, mean_busy(gpu.samples, *span)) for way, (seconds, *span) in spans.items()]
+    sampled, sizes = between(gpu.samples, begin, end), {step.m for step in trace}
+    return Serving(
+        rows, fixed, first, sampled, server.plans, len(sizes), max(sizes), server.tuning_seconds, latencies_ms
+    )
 
 
 class Server:

@@ -33,8 +33,9 @@ def serving_row(result: Serving) -> dict[str, Any]:
         "tuning_seconds": result.tuning_seconds,
         "trace": [asdict(row) for row in result.trace],
         "fixed": [{**asdict(row), "p99_over_p50": row.tail} for row in result.fixed],
-        "first": [{**asdict(row), "first_over_steady": row.first_ms / row.steady_ms} for row in result.first],
+        "first": [{**asdict(row), "first_over_steady": row.ratio} for row in result.first],
         "gpu": [{**asdict(sample), "time": sample.time.isoformat()} for sample in result.gpu],
+        "latencies_ms": {way: [round(ms, 4) for ms in steps] for way, steps in result.latencies_ms.items()},
         "plans": {name: _plan_row(plan) for name, plan in result.plans.items()},
     }
 
@@ -47,18 +48,17 @@ def _lines(result: Serving) -> Iterator[str]:
         yield f"  autotune was tuned for every size of the trace before, briefly: {result.tuning_seconds:.0f} s"
     if any(row.way == "autotune cold" for row in result.trace):
         yield "  autotune cold tunes while it serves, by Triton's own bench: the first steps of the trace alone"
+    if result.gpu:
+        busy, clock = (fmean(getattr(sample, name) for sample in result.gpu) for name in ("busy_percent", "sm_mhz"))
+        yield f"  NVML, all ways together: GPU {busy:.0f} % busy, {clock:.0f} MHz"
     yield "\nOne size. Milliseconds of a step, and how busy NVML says the GPU was:"
     yield f"{_HEADER}{'p99/p50':>10}{'busy':>7}"
     for row in result.fixed:
         busy = "" if row.gpu_busy_percent is None else f"{row.gpu_busy_percent:.0f} %"
         yield f"{_latency_line(row)}{row.tail:>10.3f}{busy:>7}"
-    if result.gpu:
-        busy, clock = (fmean(getattr(sample, name) for sample in result.gpu) for name in ("busy_percent", "sm_mhz"))
-        yield f"  GPU over the whole bench, preparing included: {busy:.0f} % busy, {clock:.0f} MHz"
     yield "\nFirst step of a new process, after loading:"
     for row in result.first:
-        ratio = row.first_ms / row.steady_ms
-        yield f"{row.way:<15}{row.first_ms:>10.3f} ms, then {row.steady_ms:.3f} ms: {ratio:.2f}x"
+        yield f"{row.way:<15}{row.first_ms:>10.3f} ms, then {row.steady_ms:.3f} ms: {row.ratio:.2f}x"
     if result.plans:
         yield "\nGraphs, by the measured cost of their sizes:"
         for name, plan in result.plans.items():

@@ -75,7 +75,12 @@ def parse_samples(lines: Iterable[str]) -> list[GpuSample]:
     return samples
 
 
+def between(samples: Sequence[GpuSample], start: datetime, end: datetime) -> list[GpuSample]:
+    """The samples from start to end (local times)."""
+    return [sample for sample in samples if start <= sample.time <= end]
+
+
 def mean_busy(samples: Sequence[GpuSample], start: datetime, end: datetime) -> float | None:
     """Mean percentage from start to end (local times); None if no sample lies there."""
-    inside = [sample.busy_percent for sample in samples if start <= sample.time <= end]
+    inside = [sample.busy_percent for sample in between(samples, start, end)]
     return fmean(inside) if inside else None

@@ -21,8 +21,8 @@ _WARM_STEPS = 2
 class StepGraphs:
     """A step that is replayed from the smallest captured graph that its batch fits.
 
-    The batch's inputs are copied into static buffers, whose first so many rows a graph reads. What it fits no
-    graph of, runs eagerly, is counted in ``missed``, and its size waits in ``pending`` for ``capture_pending``.
+    The batch's inputs are copied into static buffers, whose first so many rows a graph reads. A batch whose graph is
+    not captured runs eagerly, is counted in ``missed``, and its graph waits in ``pending`` for ``capture_pending``.
 
     Rows past the batch hold zeros or what an earlier batch left there. So rows must not affect one another, and
     what the step writes elsewhere for such rows (a cache) must be expendable.
@@ -52,7 +52,8 @@ class StepGraphs:
     ``capture_pending`` belongs between steps, on the thread that serves: warming up runs the step, on buffers that
     serving fills. Other threads may go on launching on streams of their own meanwhile: the capture's error mode is
     ``thread_local``, so their allocations do not break it, and nothing in it waits for the whole device or empties
-    PyTorch's cache, as ``torch.cuda.graph`` does. All graphs share one memory pool and one stream's workspaces, so
+    PyTorch's cache, as ``torch.cuda.graph`` does. They must draw no random numbers on the GPU, though: PyTorch's
+    generator belongs to the capture. All graphs share one memory pool and one stream's workspaces, so
     they must not be replayed at the same time.
     """
 
@@ -96,11 +97,12 @@ class StepGraphs:
         rows = self._check(inputs)
         if self._version is not None and self._version() != self._seen:
             self.invalidate()
-        place = bisect_left(self._rows, rows)
-        if place == len(self._rows):
+        top, waiting = _next(self._rows, rows), _next(self.pending, rows)
+        # Not in a graph that is larger than the one that was planned for it: that could cost many times as much.
+        if top is None or (waiting is not None and waiting < top):
             self._note(rows)
             return self._step(*inputs)
-        replay, outputs, single = self._graphs[self._rows[place]]
+        replay, outputs, single = self._graphs[top]
         for buffer, one in zip(self._buffers, inputs, strict=True):
             buffer[:rows].copy_(one)
         replay()
@@ -142,8 +144,7 @@ class StepGraphs:
 
     def _note(self, rows: int) -> None:
         self.missed[rows] += 1
-        # The graph of a size that is pending will do for this one as well.
-        if rows <= self.max_rows and bisect_left(self.pending, rows) == len(self.pending):
+        if rows <= self.max_rows and _next(self.pending, rows) is None:
             insort(self.pending, min(self.max_rows, 1 << (rows - 1).bit_length()))
 
     def _capture(self, rows: int) -> None:
@@ -176,6 +177,12 @@ class StepGraphs:
             like = [("rows", *buffer.shape[1:], buffer.dtype) for buffer in self._buffers]
             raise GraphError(f"the step was given {came}; wanted tensors of {like}, with the same number of rows, 1 up")
         return rows
+
+
+def _next(sizes: Sequence[int], rows: int) -> int | None:
+    """The smallest of the ascending sizes that so many rows fit; None if there is none."""
+    place = bisect_left(sizes, rows)
+    return sizes[place] if place < len(sizes) else None
 
 
 def measured_cost(graphs: StepGraphs, *, replays: int = 7) -> Callable[[int], float]:

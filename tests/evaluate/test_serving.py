@@ -19,6 +19,7 @@ from aks.core.device import find_device
 from aks.core.errors import BenchError
 from aks.evaluate import first_request, serving
 from aks.evaluate.blocks import Blocks, Load, Sizes
+from aks.evaluate.serving_report import write_serving_report
 from aks.evaluate.serving_table import serving_row, serving_table
 from aks.evaluate.traffic import Step, bursty_trace
 from aks.evaluate.utilization import GpuSample, GpuSampler, mean_busy, parse_samples
@@ -137,13 +138,14 @@ def test_without_a_bundle_every_size_is_compiled_before(server) -> None:
     assert seen == {1, 3, 9}  # a few: what a new size costs is measured
 
 
-def test_the_tables_and_the_json_say_what_was_measured(server) -> None:
+def test_tables_json_and_page_say_what_was_measured(server, tmp_path) -> None:
     server.prepare("aks graphs", compiled=True)
     rows = [serving.summarize(way, [0.001, 0.002]) for way in ("aks", "autotune cold")]
     now = datetime(2026, 1, 2, 3, 4, 5)
     result = serving.Serving(
         rows, [serving.summarize("aks", [0.001, 0.002], 87.0)], [first_request.FirstRequest("aks", 2.0, 1.6)],
         [GpuSample(now, 50.0, 1980.0, 400.0)], server.plans, 5, 9, 12.0,
+        {"aks": [1.0, 2.0], "autotune cold": [1.0, 2.0]},
     )  # fmt: skip
     text = serving_table(result)
     for words in (
@@ -159,6 +161,19 @@ def test_the_tables_and_the_json_say_what_was_measured(server) -> None:
     assert document["first"][0]["first_over_steady"] == 1.25
     assert document["gpu"][0]["time"] == "2026-01-02T03:04:05"
     assert document["plans"]["aks graphs"]["tops"] == [4, 9]
+    about = {"command": "aks bench serving <now>", "device": "a GPU", "torch": "2.11"}
+    write_serving_report(result, TINY, about, tmp_path / "new" / "serving.html")
+    page = (tmp_path / "new" / "serving.html").read_text()
+    for words in (
+        "Serving on a GPU",
+        "aks bench serving &lt;now&gt;",
+        "87 %",
+        "1.25",
+        "data:image/svg+xml",
+        "<dd>2.11",
+    ):
+        assert words in page
+    assert "http" not in page
 
 
 def test_lines_of_nvidia_smi() -> None:
