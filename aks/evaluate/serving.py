@@ -102,6 +102,7 @@ def bench_serving(
     load = load or Load()
     trace = bursty_trace(load.steps, max_batch=load.max_batch, seed=load.seed)
     _check(load, ways, bundle)
+    say("timing first requests, in processes of their own")
     first = [in_new_process(way, linear, load, bundle) for way in ways if way in ("aks", "torch")]
     with served_by(bundle):
         blocks = Blocks(load, torch.device("cuda", torch.cuda.current_device()))
@@ -207,8 +208,8 @@ class Server:
 def _candidates(layers: Sequence[Layer], max_m: int, served: dispatcher.GemmDispatcher) -> list[int]:
     """Sizes to measure: ends of stretches, and sizes between, since a vendor's routine changes unseen."""
     points = graphs.breakpoints(layers, max_m, served.predictor, served.device)
-    between = [*range(16, min(max_m, 256), 16), *range(256, max_m, 128)]
-    return sorted({*graphs.stretch_tops(points, max_m), *between, *graphs.powers_of_two(max_m)})
+    grid = [*range(16, min(max_m, 256), 16), *range(256, max_m, 128)]
+    return sorted({*graphs.stretch_tops(points, max_m), *grid, *graphs.powers_of_two(max_m)})
 
 
 def serve_by_turns(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from datetime import datetime, timedelta
@@ -241,6 +242,19 @@ def test_served_on_the_gpu() -> None:
     assert (result.distinct_m, result.max_m) == (len(sizes), max(sizes))
     assert all(0 < row.p50_ms <= row.p99_ms <= row.p999_ms <= row.worst_ms for row in [*result.trace, *result.fixed])
     assert [row.way for row in result.first] == ["aks", "torch"] and all(row.first_ms > 0 for row in result.first)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not shutil.which("nvidia-smi"), reason="nvidia-smi is not installed")
+def test_nvml_says_that_a_gpu_is_busy() -> None:
+    x = torch.randn(8192, 8192, device="cuda").bfloat16()
+    start = datetime.now()
+    with GpuSampler(torch.cuda.current_device()) as sampler:
+        while datetime.now() - start < timedelta(seconds=3):
+            torch.mm(x, x)
+            torch.cuda.synchronize()
+    busy = mean_busy(sampler.samples, start + timedelta(seconds=1.5), datetime.now())
+    assert busy is not None and 0 < busy <= 100
 
 
 @pytest.mark.gpu
