@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from aks import nn
+    from aks import graphs, nn
     from aks.core.device import DeviceSpec, current_device, find_device
     from aks.core.errors import AksError
     from aks.integrations.fused_ops import add_rms_norm, fused_linear, rms_norm
@@ -28,6 +28,7 @@ __all__ = [
     "find_device",
     "find_op",
     "fused_linear",
+    "graphs",
     "linear",
     "matmul",
     "nn",
@@ -59,8 +60,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("aks")
-    if name == "nn":
-        return import_module("aks.nn")  # which sets the attribute
+    if name in ("graphs", "nn"):
+        return import_module(f"aks.{name}")  # which sets the attribute
     if name not in _HOMES:
         raise AttributeError(f"module 'aks' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

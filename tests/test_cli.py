@@ -31,6 +31,7 @@ LEAVES = [
     *((name,) for name in COMMANDS if name not in ("bench", "data", "import")),
     ("bench", "decode"),
     ("bench", "dispatch"),
+    ("bench", "serving"),
     *(("data", name) for name in ("list", "check", "merge", "problems")),
     ("import", "autoheuristic"),
     ("calibrate", "simulate"),

@@ -114,6 +114,70 @@ def decode(
         json_out.write_text(json.dumps(document, indent=1) + "\n")
 
 
+@bench.command()
+def serving(
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Folder that 'aks export --bundle' wrote for this GPU; without: Triton compiles."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the trace.")] = 5000,
+    batch: Annotated[int, typer.Option(min=2, help="Most sequences of a step.")] = 256,
+    layers: Annotated[int, typer.Option(min=1, help="Blocks of Llama-3-8B; 0.44 GB and some 0.2 ms each.")] = 8,
+    ways: Annotated[
+        str,
+        typer.Option(help="aks, torch, autotune, autotune cold, aks graphs, torch graphs; comma-separated."),
+    ] = "aks,torch,autotune,autotune cold,aks graphs,torch graphs",
+    fixed_batch: Annotated[
+        int, typer.Option(min=1, help="Rows of the steps of one size, and of a first request.")
+    ] = 16,
+    fixed_steps: Annotated[int, typer.Option(min=1, help="How many steps of one size.")] = 1000,
+    cold_seconds: Annotated[float, typer.Option(min=1, help="As long the cold autotuner may serve.")] = 20,
+    seed: Seed = 0,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Also write all figures there.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Also write an HTML page there; needs jinja2, matplotlib, pandas and pyarrow.")
+    ] = None,
+) -> None:
+    """Time steps of a server whose batch changes all the time: p50, p99 and p99.9, of aks, PyTorch and autotuning.
+
+    A step is all linear layers of some blocks of an 8B model; its latency is the host's clock until the GPU is done.
+    The batch changes at every step, in bursts, and speculation multiplies it by 2 to 8 now and then. All ways serve
+    the same steps by turns, but 'autotune cold', which tunes while it serves and would need hours. Then steps of one
+    size, and the first request of a new process after loading. NVML says how busy the GPU is.
+
+    \b
+    Examples:
+      aks bench serving --bundle bundles/gemm/h200 --json serving.json --report serving.html
+      aks bench serving --bundle bundles/gemm/h200 --steps 500 --layers 2 --ways aks,torch
+    """
+    from functools import partial
+
+    from aks.collect.environment import current_environment
+    from aks.evaluate.blocks import Load
+    from aks.evaluate.serving import bench_serving
+    from aks.evaluate.serving_table import device_name, serving_row, serving_table
+    from aks.integrations.torch_ops import linear
+
+    if report:  # before minutes are spent, should something be missing
+        from aks.evaluate.serving_report import write_serving_report
+    load = Load(steps, batch, layers, fixed_batch, fixed_steps, cold_seconds, seed)
+    result = bench_serving(
+        partial(linear, static_weights=True),
+        load,
+        bundle=bundle,
+        ways=split_words(ways, "ways"),
+        say=lambda line: print(line, file=sys.stderr),
+    )
+    about = {"command": command_line(), "device": device_name(), **asdict(current_environment())}
+    print(", ".join(f"{name} {value}" for name, value in about.items() if name != "command"))
+    print(serving_table(result))
+    if json_out:
+        json_out.parent.mkdir(parents=True, exist_ok=True)
+        json_out.write_text(json.dumps({**about, "load": asdict(load), **serving_row(result)}, indent=1) + "\n")
+    if report:
+        write_serving_report(result, load, about, report)
+
+
 def _available(device: str) -> str:
     import torch
 

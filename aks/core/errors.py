@@ -49,6 +49,10 @@ class BenchError(AksError, ValueError):
     """A benchmark was asked for what it cannot measure."""
 
 
+class GraphError(AksError, ValueError):
+    """Graphs of a step were asked for that cannot be, or it was given what it does not take."""
+
+
 class DriverError(AksError, RuntimeError):
     """The CUDA driver is missing, older than the kernels need, or a call of it failed."""
 

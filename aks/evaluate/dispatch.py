@@ -96,10 +96,10 @@ def _ways(
         yield f"bare {by} call, from C++", kernels.time(calls, True, *call, stream)
         yield "native select and launch, from C++", kernels.time(calls, False, *call, stream)
         yield "native select and launch, from Python", _times(lambda: kernels.launch(*call, stream), calls)
-    with _serving(served):
+    with serving(served):
         yield "aks.linear, out given", _times(lambda: dispatcher.linear(x, w, out=out, static_weights=True), calls)
         yield "aks.linear", _times(lambda: dispatcher.linear(x, w, static_weights=True), calls)
-    with _serving(alone):
+    with serving(alone):
         yield "aks.linear without the bundle", _times(lambda: dispatcher.linear(x, w, static_weights=True), calls)
     yield "torch.mm, out given", _times(lambda: torch.mm(x, w.T, out=out), calls)
     yield "torch.nn.functional.linear", _times(lambda: functional.linear(x, w), calls)
@@ -118,7 +118,7 @@ def _first_sights(served: dispatcher.GemmDispatcher) -> Iterator[int]:
             yield taken
 
 
-def _serving(served: dispatcher.GemmDispatcher) -> AbstractContextManager:
+def serving(served: dispatcher.GemmDispatcher) -> AbstractContextManager:
     """``aks.linear`` runs on this dispatcher meanwhile."""
     return mock.patch.object(dispatcher, "dispatcher_of", lambda index: served)
 

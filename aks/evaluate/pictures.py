@@ -120,6 +120,26 @@ def regret_distribution(regrets: Mapping[str, NDArray[np.float64]], main: str) -
     return _draw(paint, "Cumulative distribution of regret", (6.6, 4.4))
 
 
+def latency_tail(latencies_ms: Mapping[str, Sequence[float]], main: str) -> Picture:
+    """Share of steps that take longer than a given latency, one line a way, both on log scales."""
+
+    def paint(axes: Axes) -> None:
+        colours = iter(_LINES)
+        for name, latencies in latencies_ms.items():
+            ordered = np.sort(np.asarray(latencies))
+            share = 1 - np.arange(len(ordered)) / len(ordered)
+            colour, width, order = (MAIN_COLOUR, 2.6, 5) if name == main else (next(colours), 1.2, 3)
+            axes.plot(ordered, share, label=name, drawstyle="steps-pre", color=colour, linewidth=width, zorder=order)
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("latency of a step, ms (log scale)")
+        axes.set_ylabel("share of steps that take as long or longer")
+        _percent_axis(axes.yaxis)
+        axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+
+    return _draw(paint, "Share of steps that take longer than a latency", (6.6, 4.4))
+
+
 def speedup_by_axis(
     axis_name: str, axis: NDArray[np.int64], speedup: NDArray[np.float64], best: NDArray[np.float64]
 ) -> Picture:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 
 from aks.core.measurement import Regime
 from aks.core.tree import Tree
-from aks.evaluate import pictures
+from aks.evaluate import page, pictures
 from aks.evaluate.baselines import ORACLE
 from aks.evaluate.evaluation import Evaluation
 from aks.evaluate.pictures import Picture
@@ -40,8 +38,7 @@ def write_report(evaluation: Evaluation, path: Path) -> Path:
 
 def render_report(evaluation: Evaluation) -> str:
     """The report as one HTML page: pictures inside, nothing loaded from elsewhere."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {
+    filters = {
         "percent": percent,
         "times": times,
         "share": share,
@@ -51,8 +48,7 @@ def render_report(evaluation: Evaluation) -> str:
         "interval_percent": lambda ends: f"{100 * ends[0]:.2f}{DASH}{100 * ends[1]:.2f}",
         "interval_times": lambda ends: f"{ends[0]:.3f}{DASH}{ends[1]:.3f}",
     }
-    template = resources.files("aks.evaluate").joinpath("templates/report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(template).render(_context(evaluation))
+    return page.render("report.html.j2", _context(evaluation), filters)
 
 
 def _context(evaluation: Evaluation) -> dict[str, Any]:
