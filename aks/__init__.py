@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from aks import nn
     from aks.core.device import DeviceSpec, current_device, find_device
     from aks.core.errors import AksError
+    from aks.integrations.adaptive import adaptive
     from aks.integrations.patching import patch, unpatch
     from aks.integrations.torch_ops import linear, matmul
     from aks.ops import OPS, find_op
@@ -22,6 +23,7 @@ __all__ = [
     "AksError",
     "DeviceSpec",
     "Predictor",
+    "adaptive",
     "current_device",
     "find_device",
     "find_op",
@@ -37,6 +39,7 @@ _HOMES = {
     "AksError": "aks.core.errors",
     "DeviceSpec": "aks.core.device",
     "Predictor": "aks.runtime.predictor",
+    "adaptive": "aks.integrations.adaptive",
     "current_device": "aks.core.device",
     "find_device": "aks.core.device",
     "find_op": "aks.ops",
