@@ -12,6 +12,7 @@ import triton.language as tl
 import aks
 
 EPS = 1e-6
+MODELS = Path(__file__).parent / "models"
 
 
 @aks.adaptive(
@@ -29,6 +30,8 @@ EPS = 1e-6
     features={"blocks": "ceil_div(columns, BLOCK) * ceil_div(rows, ROWS)", "row_bytes": "columns * element_bytes"},
     outputs=("y",),
     dtypes=("bf16", "fp16"),
+    # Where "aks export" puts the tree: shipped beside the code. Without it, the environment's AKS_MODELS.
+    models=MODELS if MODELS.is_dir() else None,
 )
 @triton.jit
 def rms_norm_kernel(x, weight, y, rows, columns, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr):
@@ -85,5 +88,3 @@ autotuned = triton.autotune(
     key=["rows", "columns"],
 )(rms_norm_kernel.fn)
 """The same kernel as it was before, to compare with: it benchmarks all configs at each new shape."""
-
-MODELS = Path(__file__).parent / "models"

@@ -76,7 +76,11 @@ class AdaptiveOp(Op):
         from aks.ops import find_op
 
         module, _, name = self.locator.partition(":")
-        if module == "__main__" or find_op(self.locator) is not self:
+        try:
+            found = None if module == "__main__" else find_op(self.locator)
+        except UnknownOpError:
+            found = None
+        if found is not self:
             raise UnknownOpError(
                 f"other processes cannot import the kernel of {self.name!r} as {name!r} of module {module!r}; put it "
                 "into a module of its own, under its own name, and import it from there"
@@ -88,12 +92,12 @@ class ByLocator:
     """Mixed into the problem and config types of such ops: they are pickled as values of the op of that name."""
 
     __slots__ = ()
-    LOCATOR = ""
-    KIND = ""
+    _LOCATOR = ""
+    _KIND = ""
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = tuple(getattr(self, entry.name) for entry in fields(self))  # type: ignore[arg-type]
-        return _restore, (self.LOCATOR, self.KIND, values)
+        return _restore, (self._LOCATOR, self._KIND, values)
 
 
 def _restore(locator: str, kind: str, values: tuple[Any, ...]) -> Any:

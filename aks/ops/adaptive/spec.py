@@ -33,8 +33,9 @@ JOINED = "+"
 _RESERVED = {
     *("op", "families", "configs", "regime", "status", "latency_us", "samples_us", "detail", "device", "dtype"),
     *(entry.name for kind in (DeviceSpec, Environment, Record) for entry in fields(kind)),
+    *(name for kind in (Problem, Config) for name in dir(kind)),
 }
-"""Columns that every file of measurements has, and facts of devices, which formulas read."""
+"""Columns that every file of measurements has, facts of devices, which formulas read, and what types have."""
 _C_KEYWORDS = re.compile(
     "auto|case|char|const|default|do|double|enum|extern|float|goto|inline|int|long|register|restrict|short|signed|sizeof|"
     "static|struct|switch|typedef|union|unsigned|void|volatile"
@@ -175,7 +176,7 @@ class _Types:
 
     def _make(self, kind: str, entries: Iterable[Any], base: type, namespace: dict[str, Any]) -> Any:
         facts = self.facts
-        places = {"OP": facts.name, "LOCATOR": facts.locator, "KIND": f"{kind.lower()}_type"}
+        places = {"OP": facts.name, "_LOCATOR": facts.locator, "_KIND": f"{kind.lower()}_type"}
         return make_dataclass(
             f"{facts.name.title().replace('_', '')}{kind}",
             entries,
