@@ -55,7 +55,8 @@ def adaptive(
         A list of ``triton.Config``, or values by name, of which every combination is a config:
         ``{"BLOCK": (512, 1024), "num_warps": (4, 8)}``. Constants are integers, True or False, or words.
     key
-        Names of the kernel's integer arguments that the choice depends on, each at least 1.
+        Names of the kernel's integer arguments that the choice depends on, each at least 1. The first is what
+        varies from call to call (rows, tokens), if one does: held-out scores keep apart what differs in the others.
     bytes_moved
         Formula of the bytes that must cross DRAM once, over the key. Latencies are modelled as multiples of
         the time that takes, and memory of 2.5 times L2 is rotated when measuring cold.
@@ -71,7 +72,7 @@ def adaptive(
     flops
         Formula of the arithmetic operations, for kernels that arithmetic bounds.
     dtypes
-        Names of dtypes that the tensors may all have; where they differ those of all, joined: ``bf16+fp32``.
+        Names of dtypes that the tensors may all have; where they differ those of all, joined: ``bf16_fp32``.
         A tree is used for dtypes that it was measured with, no others.
     name
         Of the op, hence of folders and files; by default the kernel's.

@@ -16,7 +16,7 @@ from aks.ops import find_op
 from tests.integrations.own_kernels import FakeJit, latency_us
 from tests.integrations.own_kernels import scale as real
 
-OP = find_op("tests.integrations.own_kernels:scale")
+OP: Any = find_op("tests.integrations.own_kernels:scale")
 H200 = find_device("h200")
 
 
@@ -69,7 +69,7 @@ def test_the_default_is_exempt_from_rules() -> None:
 
 
 def test_element_bytes_follow_the_first_tensor() -> None:
-    op = adapt(bytes_moved="n * element_bytes", dtypes=("bf16", "fp32", "i8+bf16")).op
+    op = adapt(bytes_moved="n * element_bytes", dtypes=("bf16", "fp32", "i8_bf16")).op
     limits = [
         op.limit_us(op.problem_type(rows=1, n=1 << 20, dtype=dtype), H200) for dtype in op.problem_type.CHOICES["dtype"]
     ]
@@ -236,7 +236,7 @@ def test_an_example_must_make_what_it_was_asked_for(measured) -> None:
         (None, "has no example to measure"),
         (lambda **asked: asked, "gave a dict; wanted (grid, {name: argument})"),
         (other, "'n': 4"),
-        (half, "'dtype': 'fp32+fp16'"),
+        (half, "'dtype': 'fp32_fp16'"),
         (silent, "made no tensor 'y', which is one of its outputs"),
     ):
         measured.make_example = make

@@ -27,8 +27,8 @@ ELEMENT_BYTES = {
 }
 """Bytes of an element, by Triton's names of types: those of tensors that a kernel may be given."""
 
-JOINED = "+"
-"""Between the types of a call's tensors, where they are not all the same: ``bf16+fp32+bf16``."""
+JOINED = "_"
+"""Between the types of a call's tensors, where they are not all the same: ``bf16_fp32_bf16``."""
 
 _RESERVED = {
     *("op", "families", "configs", "regime", "status", "latency_us", "samples_us", "detail", "device", "dtype"),
