@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import operator
 import threading
 import warnings
@@ -18,9 +17,10 @@ from torch import Tensor
 from aks.core.device import current_device, device_slug
 from aks.core.errors import AksError, InvalidProblemError, KernelError, UnknownDeviceError
 from aks.integrations.launches import Launches
+from aks.ops.adaptive.facts import read_kernel
 from aks.ops.adaptive.launch import dtype_name
 from aks.ops.adaptive.op import AdaptiveOp
-from aks.ops.adaptive.spec import Description, KernelFacts, make_op
+from aks.ops.adaptive.spec import Description, make_op
 from aks.runtime.predictor import MAX_MISSED, Predictor
 
 _LARGEST = 2**31 - 1
@@ -119,27 +119,22 @@ class AdaptiveKernel:
         rtol: float | None,
         atol: float | None,
     ) -> None:
-        function = _python_function(fn)
-        parameters = inspect.signature(function).parameters
         self.fn, self.outputs, self.models, self.rtol, self.atol = fn, outputs, models, rtol, atol
         self.make_example: Callable[..., Any] | None = None
         self.expected: Callable[[dict[str, Any]], Mapping[str, Tensor]] | None = None
-        facts = KernelFacts(
-            name or function.__name__,
-            f"{function.__module__}:{function.__name__}",
-            tuple(parameters),
-            frozenset(parameter for parameter in parameters if _is_constant(parameters[parameter])),
-        )
+        facts = read_kernel(fn, name)
         self.op: AdaptiveOp = make_op(self, facts, said)
-        if unknown := [output for output in outputs if output not in parameters]:
-            raise KernelError(f"{facts.name} has outputs {', '.join(unknown)}; wanted some of {', '.join(parameters)}")
-        self.__name__, self.__doc__, self.__module__ = facts.name, function.__doc__, function.__module__
-        knobs = self.op.vendor.to_row()
-        self._names = tuple(parameter for parameter in parameters if parameter not in knobs)
-        self._defaults = {p: parameters[p].default for p in self._names if parameters[p].default is not inspect._empty}
+        if unknown := [output for output in outputs if output not in facts.parameters]:
+            raise KernelError(
+                f"{facts.name} has outputs {', '.join(unknown)}; wanted some of {', '.join(facts.parameters)}"
+            )
+        self.__name__, self.__doc__ = facts.name, facts.doc
+        self._knobs = frozenset(self.op.vendor.to_row())
+        self._names = tuple(name for name in facts.parameters if name not in self._knobs | facts.derived)
+        self._defaults = {name: value for name, value in facts.defaults.items() if name in self._names}
         self._key = tuple(self._names.index(axis) for axis in self.op.problem_type.AXES)
-        self._by_position = tuple(parameters)[: len(self._names)] == self._names
-        self._launches = Launches(self.op, fn, tuple(parameters), self._names, facts.constants)
+        self._by_position = facts.parameters[: len(self._names)] == self._names
+        self._launches = Launches(self.op, fn, facts.parameters, self._names, facts.constants)
         self._predictors: dict[int, Predictor | None] = {}
         self._lock = threading.Lock()
         self._unasked: Counter[str] = Counter()
@@ -167,10 +162,14 @@ class AdaptiveKernel:
 
         Raises
         ------
-        ArtifactError
-            If its tree is for another op or config space.
+        KernelError
+            If it was not loaded for this op: ``Predictor.load(kernel.op, ...)``.
         """
-        predictor.bundle.check_op(self.op.name, self.op.space.fingerprint)
+        if not isinstance(predictor.configs[0], self.op.config_type):
+            raise KernelError(
+                f"{self.op.name} was given a predictor of op {predictor.tree.op!r} that was not loaded for its own; write "
+                f"Predictor.load({self.op.name}.op, path=...)"
+            )
         self._predictors[index] = predictor
 
     def __getitem__(self, grid: Any) -> Callable[..., Any]:
@@ -224,12 +223,12 @@ class AdaptiveKernel:
 
     def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
         """All arguments but what configs set, in the kernel's order."""
-        parameters, knobs = self._launches.parameters, self.op.vendor.to_row()
+        parameters = self._launches.parameters
         given = dict(zip(parameters, args, strict=False))
         fault = ""
         if len(args) > len(parameters) or given.keys() & kwargs.keys():
             fault = "it was given an argument twice, or too many"
-        elif wrong := [name for name in (*given, *kwargs) if name in knobs]:
+        elif wrong := [name for name in (*given, *kwargs) if name in self._knobs]:
             fault = f"it was given {', '.join(wrong)}, which its configs set; pass what comes after them by name"
         elif wrong := [name for name in kwargs if name not in parameters]:
             fault = f"it was given {', '.join(wrong)}"
@@ -270,7 +269,7 @@ class AdaptiveKernel:
             return self._unknown("no problem", values, dtype)
 
     def _unknown(self, reason: str, values: list[Any], dtype: str) -> Any:
-        """The default, for what no tree can be asked; raises what the predictor would if the key is no integers."""
+        """The default, for what no tree can be asked; raises if the key is no integers."""
         numbers = []
         for name, value in zip(self.op.problem_type.AXES, values, strict=True):
             if isinstance(value, bool) or not hasattr(value, "__index__") or isinstance(value, Tensor):
@@ -306,19 +305,3 @@ class AdaptiveKernel:
             config = self.op.vendor.key()
             warnings.warn(f"{self.op.name} runs its default config ({config}) on {name}: {error}", stacklevel=5)
             return None
-
-
-def _is_constant(parameter: inspect.Parameter) -> bool:
-    annotation = parameter.annotation  # a text where the module postpones them; Triton reads it so, too
-    return "constexpr" in (annotation if isinstance(annotation, str) else repr(annotation))
-
-
-def _python_function(fn: Any) -> Any:
-    """The function under ``@triton.jit``, and under ``@triton.heuristics`` if that is there."""
-    if hasattr(fn, "configs"):
-        raise KernelError("@aks.adaptive takes the place of @triton.autotune; pass its configs as space, and drop it")
-    if not hasattr(fn, "fn"):
-        raise KernelError(f"@aks.adaptive is over {fn!r}; write it above @triton.jit")
-    while hasattr(fn, "fn"):
-        fn = fn.fn
-    return fn

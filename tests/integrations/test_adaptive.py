@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver as triton_driver
 
 from aks.core.device import find_device
 from aks.core.errors import ArtifactError, InvalidProblemError, KernelError
@@ -43,22 +46,24 @@ def tensor(*shape: int, dtype: torch.dtype = torch.bfloat16, index: int = 0) -> 
     return made
 
 
+SAID: dict[str, Any] = {
+    "space": SPACE,
+    "key": ("rows", "columns"),
+    "rules": {"a block is no longer than four rows": "BLOCK <= 4 * next_pow2(columns)"},
+    "default": {"BLOCK": 256, "num_warps": 4, "num_stages": 1},
+    "bytes_moved": "2 * rows * columns * element_bytes",
+    "outputs": ("y",),
+    "dtypes": ("bf16", "fp32"),
+}
+
+
 def make_kernel(**changed: Any) -> Any:
     """``own_kernels.scale`` over a stand-in: same space, so that its trees fit."""
 
     def scale(x, y, rows, columns, factor, BLOCK: tl.constexpr):  # noqa: F821 # type: ignore
         """A kernel."""
 
-    said: dict[str, Any] = {
-        "space": SPACE,
-        "key": ("rows", "columns"),
-        "rules": {"a block is no longer than four rows": "BLOCK <= 4 * next_pow2(columns)"},
-        "default": {"BLOCK": 256, "num_warps": 4, "num_stages": 1},
-        "bytes_moved": "2 * rows * columns * element_bytes",
-        "outputs": ("y",),
-        "dtypes": ("bf16", "fp32"),
-    }
-    return adaptive(**{**said, **changed})(FakeJit(scale))
+    return adaptive(**{**SAID, **changed})(FakeJit(scale))
 
 
 def write_tree(folder: Path, few_rows: Any, many_rows: Any, device: str = "h200") -> Path:
@@ -229,10 +234,15 @@ def test_calls_that_do_not_fit_are_refused(args, kwargs, message) -> None:
         make_kernel()[(1,)](*args, **kwargs)
 
 
-def test_a_tree_of_another_space_is_refused(models) -> None:
-    other = make_kernel(space={"BLOCK": (256, 512), "num_warps": (4,), "num_stages": (1,)})
+def test_a_tree_of_another_space_or_op_is_refused(models, gpus) -> None:
+    other = make_kernel(space={"BLOCK": (256, 512), "num_warps": (4,), "num_stages": (1,)}, models=models)
     with pytest.raises(ArtifactError, match="is for config space"):
-        other.use(Predictor.load(OP, path=models / "scale" / "h200"))
+        Predictor.load(other.op, path=models / "scale" / "h200")
+    with pytest.warns(UserWarning, match="its rules or kernels changed since"):
+        call(other, 3, 2048)
+    for name in ("scale", "gemm"):
+        with pytest.raises(KernelError, match="that was not loaded for its own; write"):
+            other.use(Predictor.load(name, "h200", path=models / "scale" / "h200" if name == "scale" else None))
 
 
 class FakeDriver:
@@ -341,6 +351,75 @@ def test_constants_of_the_call_and_configs_may_stand_in_any_order(gpus, monkeypa
             kernel[(1,)](x, rows=5, WIDE=wide)
     assert [run[9:] for run in driver.runs] == [(x, 8, 5, 7, None), (x, 8, 5, 7, None), (x, 8, 5, 9, None)]
     assert len(driver.compiled) == 2  # the value of a constant is part of the kernel
+
+
+class RecordingDriver:
+    """A driver of Triton's for an H200 that is not there: kernels are compiled, and launches noted."""
+
+    def __init__(self) -> None:
+        self.launches: list[tuple[Any, ...]] = []
+        self.loaded: list[bytes] = []
+        self.utils = SimpleNamespace(
+            load_binary=self.load_binary, get_device_properties=lambda device: {"max_shared_mem": 232448}
+        )
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 77
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Any:
+        return lambda *given: self.launches.append(given)
+
+    def load_binary(self, name: str, code: bytes, shared: int, device: int) -> tuple[Any, ...]:
+        self.loaded.append(code)
+        return "module", len(self.loaded), 32, 0, 1024
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_direct_launch_is_given_what_triton_gives(models, rows, aligned) -> None:
+    """The same kernel, grid, stream and arguments; nothing is compiled or loaded for it a second time."""
+    from tests.integrations.own_kernels import scale
+
+    driver = RecordingDriver()
+    triton_driver.set_active(driver)  # type: ignore[arg-type]
+    try:
+        fresh = triton.JITFunction(scale.fn.fn)
+        kernel = adaptive(**SAID, models=models)(fresh)
+        kernel.use(Predictor.load(kernel.op, path=models / "scale" / "h200"))
+        x = tensor(64)[0 if aligned else 1 :]
+        config = SMALL if rows <= 16 else LARGE
+        fresh[lambda meta: (meta["rows"],)](x, x, rows, 2048, 2.0, **OP.options(config))
+        kernel[lambda meta: (meta["rows"],)](x, x, rows, 2048, 2.0)
+        kernel[(rows,)](x, x, rows=rows, columns=2048, factor=2.0)
+    finally:
+        triton_driver._active = None
+    first, *rest = [(*launch[:6], *launch[9:]) for launch in driver.launches]
+    assert len(rest) == 2 and all(launch == first for launch in rest)
+    assert first[:5] == (rows, 1, 1, 77, 1) and len(driver.loaded) == 1
+    assert [launch[6:9] for launch in driver.launches[1:]] == [(None, None, None)] * 2  # not through Triton
+
+
+def test_heuristics_still_derive_constants(gpus, tmp_path) -> None:
+    def padded(x, n, BLOCK: tl.constexpr, EVEN: tl.constexpr):  # noqa: F821 # type: ignore
+        """A kernel."""
+
+    jit = FakeJit(padded)
+    jit.arg_names = ["x", "n", "BLOCK", "EVEN"]  # type: ignore[attr-defined]
+    derived = triton.heuristics({"EVEN": lambda given: given["n"] % given["BLOCK"] == 0})(jit)
+    launched = []
+    jit.run = lambda *args, grid, warmup, **arguments: launched.append(arguments)
+    kernel = adaptive(space={"BLOCK": (8,)}, key=("n",), bytes_moved="n", models=tmp_path)(derived)
+    x = tensor(1)
+    with pytest.warns(UserWarning):
+        kernel[(1,)](x, 16)
+        kernel[(1,)](x, n=12)
+    assert [(given["n"], given["BLOCK"], given["EVEN"]) for given in launched] == [(16, 8, True), (12, 8, False)]
 
 
 @pytest.mark.gpu

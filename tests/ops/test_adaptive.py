@@ -89,7 +89,7 @@ def test_own_formulas_go_where_they_can_be_read() -> None:
         ({"key": "rows"}, "name integer arguments of it, each once"),
         ({"key": ("rows", "rows")}, "each once"),
         ({"key": ()}, "each once"),
-        ({"key": ("BLOCK",)}, "'BLOCK' in its key, but its configs set it"),
+        ({"key": ("BLOCK",)}, "'BLOCK' in its key, but its configs or heuristics set it"),
         (
             {"space": [Config({"BLOCK": 64}), Config({"EVEN": True})]},
             "configs that set BLOCK, EVEN and configs that do not",

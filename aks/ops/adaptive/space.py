@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aks.core.config import Config
 from aks.core.errors import KernelError
-
-if TYPE_CHECKING:
-    from aks.ops.adaptive.spec import KernelFacts
+from aks.ops.adaptive.facts import KernelFacts
 
 OPTIONS = {"num_warps": 4, "num_stages": 3, "num_ctas": 1, "maxnreg": 0}
 """The compiler's options that a config may set, and what they are if it does not; maxnreg 0: no limit."""

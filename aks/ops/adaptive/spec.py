@@ -16,6 +16,7 @@ from aks.core.errors import KernelError
 from aks.core.features import Feature
 from aks.core.problem import Problem
 from aks.core.record import Environment, Record
+from aks.ops.adaptive.facts import KernelFacts
 from aks.ops.adaptive.op import AdaptiveOp, ByLocator
 from aks.ops.adaptive.space import OPTIONS, read_configs, same_config
 
@@ -40,19 +41,6 @@ _C_KEYWORDS = re.compile(
     "auto|case|char|const|default|do|double|enum|extern|float|goto|inline|int|long|register|restrict|short|signed|sizeof|"
     "static|struct|switch|typedef|union|unsigned|void|volatile"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class KernelFacts:
-    """A kernel as far as its op must know it: its name and place, and its parameters by name.
-
-    constants are the parameters that are annotated ``tl.constexpr``.
-    """
-
-    name: str
-    locator: str
-    parameters: tuple[str, ...]
-    constants: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +117,10 @@ def _axes(facts: KernelFacts, key: Sequence[str], knobs: Sequence[str]) -> tuple
             raise KernelError(
                 f"{facts.name} has {name!r} in its key, which is none of its arguments: {', '.join(facts.parameters)}"
             )
-        if name in knobs:
-            raise KernelError(f"{facts.name} has {name!r} in its key, but its configs set it; leave it out of one")
+        if name in knobs or name in facts.derived:
+            raise KernelError(
+                f"{facts.name} has {name!r} in its key, but its configs or heuristics set it; leave it out"
+            )
     return tuple(key)
 
 
