@@ -74,7 +74,7 @@ def collect(
       aks collect --sms 64 --out runs/h200-64sm.db
       aks collect --from-model my_models:make --configs-from models/gemm/h200
       aks collect --same-as runs/records.parquet --num-problems 400 --max-flops 2e12 --out runs/mm.db
-      aks collect --op my_kernels:rms_norm --problems shapes.csv --regimes cold,warm --out runs/rms_norm.db
+      aks collect --op my_kernels:softmax --problems shapes.csv --regimes cold,warm --out runs/softmax.db
     """
     from aks.collect.environment import current_environment
     from aks.collect.runner import collect as run

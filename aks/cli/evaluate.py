@@ -83,7 +83,7 @@ def evaluate(
     Examples:
       aks evaluate
       aks evaluate --model runs/demo/model --selector runs/demo/selector.json --report report.html
-      aks evaluate --op my_kernels:rms_norm --data runs/rms_norm.parquet --model models/rms_norm/h200
+      aks evaluate --op my_kernels:softmax --data runs/softmax.parquet --model models/softmax/h200
       aks evaluate --holdout family --max-groups 4
       aks evaluate --holdout device
       aks evaluate --holdout device --values h200-24sm,h200-72sm

@@ -29,7 +29,7 @@ def export(
       aks export runs/gemm/selector.json
       aks export runs/gemm/selector.json --device h100-80gb-hbm3 --out /tmp/h100
       aks export models/gemm/h200/selector.json --out bundles/gemm/h200 --bundle
-      aks export runs/rms_norm/selector.json --op my_kernels:rms_norm
+      aks export runs/softmax/selector.json --op my_kernels:softmax
     """
     from aks.core import artifact
     from aks.core.device import DeviceSpec, find_device

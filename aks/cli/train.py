@@ -44,7 +44,7 @@ def train(
       aks train --device h200-24sm --out runs/h200-24sm
       aks train --data runs/a100.parquet --data runs/h100.parquet --no-track
       aks train --on-everything --prior
-      aks train --op my_kernels:rms_norm --data runs/rms_norm.parquet
+      aks train --op my_kernels:softmax --data runs/softmax.parquet
       mlflow ui --backend-store-uri sqlite:///mlflow.db
     """
     from rich.console import Console

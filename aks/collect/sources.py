@@ -37,7 +37,7 @@ def linear_problem(op: Op, m: int, n: int, k: int, dtype: str) -> Problem:
     InvalidProblemError
         If problems of the op are no linear layers.
     """
-    if not {"m", "n", "k"} <= {*op.problem_type.AXES}:
+    if not {*op.problem_type.AXES} <= {"m", "n", "k"}:
         raise InvalidProblemError(
             f"{op.name} has the axes {', '.join(op.problem_type.AXES)}, which linear layers of models do not; name its "
             "problems in a CSV file: --problems"

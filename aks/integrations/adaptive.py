@@ -167,7 +167,7 @@ class AdaptiveKernel:
         """
         if not isinstance(predictor.configs[0], self.op.config_type):
             raise KernelError(
-                f"{self.op.name} was given a predictor of op {predictor.tree.op!r} that was not loaded for its own; write "
+                f"{self.op.name} was given a predictor of op {predictor.tree.op!r} not loaded for its own; write "
                 f"Predictor.load({self.op.name}.op, path=...)"
             )
         self._predictors[index] = predictor

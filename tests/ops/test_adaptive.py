@@ -213,7 +213,7 @@ def test_every_config_is_checked_against_the_reference_or_else_the_default(measu
         harness.bind(config, problem, inputs.x, inputs.w[0], inputs.out, device=H200, scratch=None)(0)
         verdicts.append(harness.check(problem, inputs.out, expected))
     assert verdicts[0] == "" and verdicts[1].startswith("y: Tensor-likes are not close") and "nan" in verdicts[2]
-    assert len(inputs.outs) == 1 and inputs.outs[0] is inputs.w[0].arguments["y"]
+    assert inputs.out == {"y": inputs.w[0].arguments["y"]}
 
 
 def test_an_example_must_make_what_it_was_asked_for(measured) -> None:

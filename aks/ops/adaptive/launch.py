@@ -56,11 +56,6 @@ class Inputs:
     out: dict[str, Tensor]
     x: None = None
 
-    @property
-    def outs(self) -> tuple[Tensor, ...]:
-        """All that a launch writes."""
-        return tuple(self.out.values())
-
 
 class Scratch:
     """Memory of one stream that launches share: these kernels bring their own."""

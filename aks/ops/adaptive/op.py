@@ -12,7 +12,7 @@ from aks.core.measurement import Regime
 from aks.ops.op import Op
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class AdaptiveOp(Op):
     """An op whose kernel is a user's: its baseline is a config of the same kernel.
 
@@ -20,7 +20,7 @@ class AdaptiveOp(Op):
     switches are constants that the kernel takes as True or False; configs have them as 1 or 0.
     """
 
-    kernel: Any = field(compare=False, repr=False)
+    kernel: Any = field(repr=False)
     locator: str
     switches: frozenset[str] = frozenset()
 

@@ -40,11 +40,6 @@ class Inputs:
     w: list[Tensor]
     out: Tensor
 
-    @property
-    def outs(self) -> tuple[Tensor, ...]:
-        """All that a launch writes."""
-        return (self.out,)
-
 
 def make_inputs(problem: GemmProblem, *, copies: int = 1, device: str | torch.device = "cuda", seed: int = 0) -> Inputs:
     """Random operands aligned to exactly ``problem.alignment``, as ``GemmProblem`` says, for every copy of w.
