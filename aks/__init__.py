@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from aks import graphs, nn
     from aks.core.device import DeviceSpec, current_device, find_device
     from aks.core.errors import AksError
+    from aks.integrations.adaptive import adaptive
     from aks.integrations.fused_ops import add_rms_norm, fused_linear, rms_norm
     from aks.integrations.patching import patch, unpatch
     from aks.integrations.torch_ops import linear, matmul
@@ -23,6 +24,7 @@ __all__ = [
     "AksError",
     "DeviceSpec",
     "Predictor",
+    "adaptive",
     "add_rms_norm",
     "current_device",
     "find_device",
@@ -43,6 +45,7 @@ _HOMES = {
     "DeviceSpec": "aks.core.device",
     "Predictor": "aks.runtime.predictor",
     "add_rms_norm": "aks.integrations.fused_ops",
+    "adaptive": "aks.integrations.adaptive",
     "current_device": "aks.core.device",
     "find_device": "aks.core.device",
     "find_op": "aks.ops",

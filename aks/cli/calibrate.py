@@ -260,7 +260,8 @@ def simulate(
         truth = load(data_paths(known.op.name, data), known.op, regime=known.regime)
         points = replay_measured(known, truth, _measured_until(known, measured), marks, seed=seed, say=say)
     else:
-        everything = load(data_paths(op, data), find_op(op), regime=regime)
+        known_op = find_op(op)
+        everything = load(data_paths(known_op.name, data), known_op, regime=regime)
         present = sorted({entry.name for entry in everything.devices})
         families, options = split_words(held_out, "held-out"), Options(seed=seed)
         for name in split_words(devices, "devices", present) if devices else present:

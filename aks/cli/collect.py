@@ -74,6 +74,7 @@ def collect(
       aks collect --sms 64 --out runs/h200-64sm.db
       aks collect --from-model my_models:make --configs-from models/gemm/h200
       aks collect --same-as runs/records.parquet --num-problems 400 --max-flops 2e12 --out runs/mm.db
+      aks collect --op my_kernels:softmax --problems shapes.csv --regimes cold,warm --out runs/softmax.db
     """
     from aks.collect.environment import current_environment
     from aks.collect.runner import collect as run
@@ -82,6 +83,7 @@ def collect(
 
     chosen_regimes = [Regime(name) for name in split_words(regimes, "regime", Regime)]
     configs: Sequence[Config] | Mapping[Problem, Sequence[Config]] | None = None
+    known_op = find_op(op)
     if same_as is not None:
         if problems is not None or from_model or configs_from is not None:
             raise typer.BadParameter(
@@ -89,10 +91,7 @@ def collect(
             )
         known_op, workloads, configs = _same_as(same_as, families, dtypes, max_flops, num_problems, seed)
     else:
-        known_op = find_op(op)
-        workloads = _workloads(
-            known_op, families, problems, from_model, m_values, dtypes or "bf16", num_problems or 1500, seed
-        )
+        workloads = _workloads(known_op, families, problems, from_model, m_values, dtypes, num_problems or 1500, seed)
         if configs_from:
             configs = _portfolio(known_op, configs_from)
         elif problems is not None and not (families or from_model):
@@ -145,7 +144,8 @@ def _workloads(
     from aks.collect.sources import problems_from_csv, problems_from_model
     from aks.collect.workloads import workload_problems
 
-    chosen_dtypes = split_words(dtypes, "dtype", op.problem_type.CHOICES["dtype"])
+    known = op.problem_type.CHOICES["dtype"]
+    chosen_dtypes = split_words(dtypes or known[0], "dtype", known)
     workloads: list[Workload] = []
     if problems is not None:
         workloads += problems_from_csv(op, problems)

@@ -83,6 +83,7 @@ def evaluate(
     Examples:
       aks evaluate
       aks evaluate --model runs/demo/model --selector runs/demo/selector.json --report report.html
+      aks evaluate --op my_kernels:softmax --data runs/softmax.parquet --model models/softmax/h200
       aks evaluate --holdout family --max-groups 4
       aks evaluate --holdout device
       aks evaluate --holdout device --values h200-24sm,h200-72sm
@@ -167,7 +168,7 @@ def _evaluate(
     folder = model or Predictor.load(known_op, device).bundle.folder
     return run(
         known_op,
-        data_paths(op, data or _file_of(op, read_bundle(folder).device.name)),
+        data_paths(known_op.name, data or _file_of(known_op.name, read_bundle(folder).device.name)),
         folder,
         held_out=split_words(held_out, "held-out") if held_out else (),
         selector=selector,
@@ -211,7 +212,8 @@ def _hold_out(
     from aks.evaluate.tables import print_generalization, print_importance
     from aks.ops import find_op
 
-    known_op = op_of(records) if records else find_op(op)
+    known_op = find_op(op)  # first: a user's is known to files once it was named
+    known_op = op_of(records) if records else known_op
     if tracking.wanted:
         import aks.train.tracking  # noqa: F401  # should mlflow be missing, now is the time to say so
     if not data and not records and column not in device_columns():

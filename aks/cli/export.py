@@ -14,6 +14,7 @@ def export(
     selector: Annotated[Path, typer.Argument(help="selector.json that 'aks train' wrote.")],
     out: Annotated[Path | None, typer.Option(help="Folder to write; default: models/<op>/<device>.")] = None,
     device: Annotated[str, typer.Option(help="Device whose facts are folded in; default: that of the data.")] = "",
+    op: Annotated[str, typer.Option(help="module:kernel, if the op is a kernel of your own (@aks.adaptive).")] = "",
     bundle: Annotated[bool, typer.Option(help="Compile every kernel that the tree can name, too.")] = False,
 ) -> None:
     """Write a trained tree as tree.py, tree.h, tree.json and manifest.json.
@@ -28,12 +29,16 @@ def export(
       aks export runs/gemm/selector.json
       aks export runs/gemm/selector.json --device h100-80gb-hbm3 --out /tmp/h100
       aks export models/gemm/h200/selector.json --out bundles/gemm/h200 --bundle
+      aks export runs/softmax/selector.json --op my_kernels:softmax
     """
     from aks.core import artifact
     from aks.core.device import DeviceSpec, find_device
     from aks.export.bundle import export as write
     from aks.export.selector import read_selector
+    from aks.ops import find_op
 
+    if op:
+        find_op(op)  # which is then known by the name that the selector has
     target = find_device(device) if device else None
     if out is None:
         content, _ = read_selector(selector)

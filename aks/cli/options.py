@@ -14,8 +14,9 @@ from aks.core.errors import DataError
 from aks.core.measurement import Regime
 from aks.ops import OPS
 
-OpName = Annotated[str, typer.Option("--op", help=f"One of: {', '.join(OPS)}.")]
-OpArgument = Annotated[str, typer.Argument(metavar="OP", help=f"One of: {', '.join(OPS)}.")]
+_OPS = f"One of: {', '.join(OPS)}; or a kernel of your own that has @aks.adaptive, as module:kernel."
+OpName = Annotated[str, typer.Option("--op", help=_OPS)]
+OpArgument = Annotated[str, typer.Argument(metavar="OP", help=_OPS)]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 Data = Annotated[
     list[Path] | None,

@@ -37,9 +37,10 @@ def stability(
     from aks.ops import find_op
     from aks.train.fit import Options
 
+    known_op = find_op(op)
     result = measure_stability(
-        find_op(op),
-        data_paths(op, data),
+        known_op,
+        data_paths(known_op.name, data),
         regime=regime,
         options=Options(seed=seed),
         progress=lambda text: print(text, file=sys.stderr),

@@ -44,6 +44,7 @@ def train(
       aks train --device h200-24sm --out runs/h200-24sm
       aks train --data runs/a100.parquet --data runs/h100.parquet --no-track
       aks train --on-everything --prior
+      aks train --op my_kernels:softmax --data runs/softmax.parquet
       mlflow ui --backend-store-uri sqlite:///mlflow.db
     """
     from rich.console import Console
@@ -67,8 +68,8 @@ def train(
 
         result = run(
             known_op,
-            data_paths(op, data),
-            out or Path("runs", op),
+            data_paths(known_op.name, data),
+            out or Path("runs", known_op.name),
             regime=regime,
             device=find_device(device) if device else None,
             held_out=[] if on_everything else split_words(held_out, "held-out") if held_out else None,

@@ -18,7 +18,7 @@ from aks.collect.store import Store
 from aks.collect.worker import Fault, Worker
 from aks.core.config import Config
 from aks.core.device import DeviceSpec
-from aks.core.errors import CollectError
+from aks.core.errors import CollectError, InvalidProblemError
 from aks.core.measurement import Measurement, Regime
 from aks.core.problem import Problem
 from aks.core.record import Environment, Record
@@ -64,9 +64,10 @@ def collect(
     measure
         ``module:function`` that measures, called in the worker process (see ``worker.Measure``).
     compiler
-        Module with ``compile_jobs`` and ``compile_job``; by default the op's ``launch``.
+        Module with ``compile_jobs`` and ``compile_job``; by default the op's.
     workers
-        Processes that compile ahead; by default all cores but two. 0: the worker compiles for itself.
+        Processes that compile ahead; by default all cores but two. 0, or an op that has no compiler: the
+        worker compiles for itself.
     hang_seconds
         A worker that is silent for so long is killed, and what it ran recorded as TIMEOUT.
     run_id
@@ -80,17 +81,24 @@ def collect(
         If the store cannot be used, or the disk is full; what was recorded is kept.
     CollectError
         If the worker does not start, or races bring no result again and again.
+    InvalidProblemError
+        If the op cannot be measured in a regime.
     """
+    if unknown := [regime for regime in regimes if regime not in op.regimes]:
+        raise InvalidProblemError(
+            f"{op.name} cannot be measured in regime {', '.join(unknown)}; choose of {', '.join(op.regimes)}"
+        )
+    compiler = op.compiler if compiler is None else compiler
     with Store.create(out, op=op, device=device) as store:
         run = _Run(op, store, device, environment, run_id or _new_run_id(), run_group, hang_seconds, measure, configs)
         races = [(workload, regime) for workload in workloads for regime in regimes]
         deadline = monotonic() + 60 * minutes if minutes is not None else float("inf")
         if workers is None:
             workers = max(1, (os.cpu_count() or 1) - 2)
-        if workers:
+        if workers and compiler:
             problems = list(dict.fromkeys(workload.problem for workload, _ in races))
             wanted = partial(run.wanted, regimes)
-            run.ahead = CompileAhead(compiler or op.launch.__name__, problems, wanted, device, workers)
+            run.ahead = CompileAhead(compiler, problems, wanted, device, workers)
         with CollectProgress(total=len(races), shown=not quiet) as run.progress:
             try:
                 run.all(races, deadline)

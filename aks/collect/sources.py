@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import math
-import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -14,6 +11,7 @@ from typing import Any, NamedTuple
 
 from aks.core.config import Config
 from aks.core.errors import DataError, InvalidProblemError, require
+from aks.core.naming import import_named
 from aks.core.problem import Problem
 from aks.core.record import split_families
 from aks.ops.op import Op
@@ -32,7 +30,18 @@ class Workload(NamedTuple):
 
 
 def linear_problem(op: Op, m: int, n: int, k: int, dtype: str, rest: Mapping[str, Any] | None = None) -> Problem:
-    """The problem of a linear layer with static weights and contiguous rows; rest: what else it has."""
+    """The problem of a linear layer with static weights and contiguous rows; rest: what else it has.
+
+    Raises
+    ------
+    InvalidProblemError
+        If problems of the op are no linear layers.
+    """
+    if not {*op.problem_type.AXES} <= {"m", "n", "k"}:
+        raise InvalidProblemError(
+            f"{op.name} has the axes {', '.join(op.problem_type.AXES)}, which linear layers of models do not; name its "
+            "problems in a CSV file: --problems"
+        )
     row = {"m": m, "n": n, "k": k, "dtype": dtype, "alignment": row_alignment(n, k, dtype), "static_weights": True}
     return op.problem_type.from_row({**row, **(rest or {})})
 
@@ -186,15 +195,12 @@ def problems_from_model(op: Op, factory: str, m_values: Iterable[int], *, dtype:
 
 
 def _load_factory(factory: str) -> Callable[[], Any]:
-    module_name, _, name = factory.partition(":")
-    if not module_name or not name:
-        raise InvalidProblemError(f"model factory is {factory!r}; it must be 'module:callable'")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # an installed command does not look there by itself
     try:
-        made = getattr(importlib.import_module(module_name), name)
-    except (ImportError, AttributeError) as error:
-        raise InvalidProblemError(f"cannot import model factory {factory!r}: {error}") from error
+        made = import_named(factory)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InvalidProblemError(
+            f"cannot import model factory {factory!r}: {error}; it must be 'module:callable'"
+        ) from error
     if not callable(made):
         raise InvalidProblemError(f"model factory {factory!r} is a {type(made).__name__}; it must be callable")
     return made

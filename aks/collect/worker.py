@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 import os
 import signal
@@ -19,6 +18,7 @@ from aks.core.config import Config
 from aks.core.device import DeviceSpec
 from aks.core.errors import CollectError
 from aks.core.measurement import Regime, Status
+from aks.core.naming import import_named
 from aks.core.problem import Problem
 from aks.ops.op import Op
 
@@ -75,9 +75,8 @@ def resolve(path: str) -> Any:
     CollectError
         If it cannot be imported.
     """
-    module, _, name = path.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
+        return import_named(path)
     except (ImportError, AttributeError, ValueError) as error:
         raise CollectError(f"cannot import {path!r} ({error}); it must be 'module:function'") from error
 

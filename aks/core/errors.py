@@ -10,7 +10,7 @@ class InvalidProblemError(AksError, ValueError):
 
 
 class UnknownOpError(AksError, KeyError):
-    """No op of that name is registered in ``aks.ops.OPS``."""
+    """No op of that name is in ``aks.ops.OPS``, and it names no kernel of a user's that can be imported."""
 
     __str__ = Exception.__str__  # KeyError would print the repr of the message
 
@@ -23,6 +23,10 @@ class UnknownDeviceError(AksError, KeyError):
 
 class IllegalConfigError(AksError, ValueError):
     """A config was asked to run on a problem or device whose rules forbid it."""
+
+
+class KernelError(AksError, ValueError):
+    """What was said of a user's own kernel, or a call of it, does not fit the kernel (``aks.adaptive``)."""
 
 
 class UnsupportedRoutineError(AksError):

@@ -12,6 +12,7 @@ from aks.core import formula
 from aks.core.config import Config, ConfigSpace
 from aks.core.device import DeviceSpec
 from aks.core.features import Feature
+from aks.core.measurement import Regime
 from aks.core.problem import Problem
 
 if TYPE_CHECKING:
@@ -63,6 +64,16 @@ class Op:
     def reference(self) -> ModuleType:
         """``aks.ops.<name>.reference``: ``make_inputs``, ``reference`` and ``check``. Imports torch."""
         return importlib.import_module(f"aks.ops.{self.name}.reference")
+
+    @property
+    def compiler(self) -> str:
+        """Module with ``compile_jobs`` and ``compile_job``, for processes that compile ahead; empty: there is none."""
+        return f"aks.ops.{self.name}.launch"
+
+    @property
+    def regimes(self) -> tuple[Regime, ...]:
+        """Regimes that it can be measured in."""
+        return tuple(Regime)
 
     def limit_us(self, problem: Problem, device: DeviceSpec) -> float:
         """Roofline in microseconds: max(bytes / bandwidth, operations / compute rate) of the datasheet."""

@@ -14,7 +14,7 @@ SAMPLE = "sample"
 """The family of random shapes: it is no model, so it may stay in training whatever is held out."""
 
 Weights = tuple[int, ...]
-"""All axes of a problem but the first (m)."""
+"""All axes of a problem but the first (m); the first, if it has no other."""
 
 
 def split(training_set: TrainingSet, held_out: Collection[str]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -56,4 +56,5 @@ def rows_without(
 
 
 def _weights(training_set: TrainingSet) -> list[Weights]:
-    return [tuple(axes) for axes in training_set.axes[:, 1:].tolist()]
+    axes = training_set.axes
+    return [tuple(row) for row in axes[:, min(1, axes.shape[1] - 1) :].tolist()]

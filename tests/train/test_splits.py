@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from aks.core.errors import DataError
@@ -55,3 +56,12 @@ def test_other_regimes_lose_what_is_held_out_in_any(training_set):
     assert len(kept) and not any("alpha" in families for families in kept.families)
     assert not forbidden & {tuple(axes) for axes in kept.axes[:, 1:].tolist()}
     assert len(rows_without(part, (), ())) == len(part)
+
+
+def test_where_problems_have_one_axis_it_is_what_sides_must_not_share(training_set, monkeypatch):
+    monkeypatch.setattr(type(training_set), "axes", property(lambda self: training_axes[self.problems[0].n]))
+    rows = training_set.subset([0, 1, 2])
+    rows = replace(rows, families=(frozenset({"a"}), frozenset({"b"}), frozenset({"b"})))
+    training_axes = {rows.problems[0].n: np.array([[7], [7], [9]])}
+    train, test = split(rows, ("a",))
+    assert train.tolist() == [2] and test.tolist() == [0]
