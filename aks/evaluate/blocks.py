@@ -81,7 +81,7 @@ class Blocks:
         """The problems that its layers pose, with static weights."""
         found = []
         for name, w in self.weights[0].items():
-            x, out = (torch.empty(1, length, dtype=w.dtype, device="meta") for length in (w.shape[1], w.shape[0]))
+            x, out = (w.new_empty((1, length)) for length in (w.shape[1], w.shape[0]))
             problem = problem_of(x, w, out, True)
             assert problem is not None  # dense weights of a dtype that kernels take
             found.append(Layer(name, problem, len(self.weights)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import nn
 
 from aks.core.device import DeviceSpec
@@ -73,8 +72,7 @@ def plan_model(
 def _problem(layer: Linear) -> GemmProblem | None:
     w = layer.weight
     n, k = w.shape
-    # On no device, so at address 0, which every alignment divides.
-    x, out = (torch.empty(1, length, dtype=w.dtype, device="meta") for length in (k, n))
+    x, out = w.new_empty((1, k)), w.new_empty((1, n))
     return problem_of(x, w, out, _is_static(layer))
 
 

@@ -22,7 +22,7 @@ from aks.ops.gemm import reference
 from aks.ops.gemm.spec import GemmProblem
 from tests.kernels import export_fake
 from tests.native.conftest import needs_module
-from tests.native.test_native import SHIPPED, one_leaf, shipped_selector
+from tests.native.test_native import GEMM_SELECTOR, one_leaf, shipped_selector
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "sanitize_kernels.py"
 ROOT = SCRIPT.parents[1]
@@ -31,7 +31,7 @@ TMA = {"kind": "tma", "block_m": 64, "block_n": 64, "block_k": 128, "split_k": 1
 
 @needs_module
 def test_every_kernel_of_the_shipped_tree_is_launched(tmp_path: Path, standin):
-    bundle = read_bundle(export_fake(tmp_path, shipped_selector(SHIPPED[-1])))
+    bundle = read_bundle(export_fake(tmp_path, shipped_selector(GEMM_SELECTOR)))
     table, code = kernel_walk.read_table(bundle), (bundle.folder / "kernels.bin").read_bytes()
     cases = kernel_walk.find_cases(bundle, table, bundle.device)
     kernels = {(place, *kernel[:-1]) for place, row in enumerate(table["configs"]) if row for kernel in row["kernels"]}
