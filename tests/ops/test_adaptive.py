@@ -110,6 +110,11 @@ def test_own_formulas_go_where_they_can_be_read() -> None:
         ({"bytes_moved": "n * BLOCK"}, "of 'bytes_moved' reads BLOCK"),
         ({"dtypes": ("bfloat16",)}, "wanted names out of fp64"),
         ({"name": "my kernel"}, "wanted letters, digits and underscores"),
+        ({"features": {"rows_pow2": "n"}}, "has features rows_pow2 anyway; rename yours"),
+        (
+            {"space": {"BLOCK": (64,), "KIND": ("block", "b")}},
+            "formulas read as BLOCK, and that is something",
+        ),
         ({"outputs": ("z",)}, "has outputs z; wanted some of x, y"),
     ],
 )

@@ -76,12 +76,14 @@ def make_op(kernel: Any, facts: KernelFacts, said: Description) -> AdaptiveOp:
     config_type = types.config_type(knobs)
     configs = tuple(dict.fromkeys(config_type.from_row(row) for row in rows))
     default = same_config(facts, said.default, rows, configs)
-    _check_names(facts, axes, knobs)
+    _check_names(facts, axes, knobs, choices)
     reads = _Reader(axes, knobs, choices, dtypes)
     bytes_moved, flops = reads("bytes_moved", said.bytes_moved, axes), reads("flops", said.flops, axes)
     own = {name: reads(name, text) for name, text in said.features.items()}
     of_config = {name for name, text in own.items() if not formula.names(text).isdisjoint({*knobs, *reads.named})}
-    features = _problem_features(axes, bytes_moved)
+    features, config_features = _problem_features(axes, bytes_moved), _config_features(axes, knobs, choices, configs)
+    if known := {feature.name for feature in (*features, *config_features)} & own.keys():
+        raise KernelError(f"{facts.name} has features {', '.join(sorted(known))} anyway; rename yours")
     return AdaptiveOp(
         name=facts.name,
         problem_type=types.problem_type(),
@@ -95,7 +97,7 @@ def make_op(kernel: Any, facts: KernelFacts, said: Description) -> AdaptiveOp:
             *(name for name in own if name not in of_config),
         ),
         config_features=(
-            *_config_features(axes, knobs, choices, configs),
+            *config_features,
             *(Feature(name, own[name]) for name in own if name in of_config),
         ),
         vendor=default,
@@ -124,7 +126,9 @@ def _axes(facts: KernelFacts, key: Sequence[str], knobs: Sequence[str]) -> tuple
     return tuple(key)
 
 
-def _check_names(facts: KernelFacts, axes: Sequence[str], knobs: Sequence[str]) -> None:
+def _check_names(
+    facts: KernelFacts, axes: Sequence[str], knobs: Sequence[str], choices: Mapping[str, tuple[str, ...]]
+) -> None:
     if not (facts.name.isidentifier() and facts.name.isascii()):
         raise KernelError(f"the op would be named {facts.name!r}; wanted letters, digits and underscores")
     for name in (*axes, *knobs):
@@ -134,6 +138,12 @@ def _check_names(facts: KernelFacts, axes: Sequence[str], knobs: Sequence[str]) 
                 f"{facts.name} has {name!r} in its key or configs, which measurements, formulas or C have for "
                 "something else; rename that argument"
             )
+    words = [word.upper() for values in choices.values() for word in values]
+    if twice := sorted(word for word in set(words) if words.count(word) > 1 or word in (*axes, *knobs)):
+        raise KernelError(
+            f"{facts.name} has configs with the word {twice[0].lower()!r}, which formulas read as {twice[0]}, and "
+            "that is something else too; rename it"
+        )
 
 
 def _dtypes(facts: KernelFacts, dtypes: Sequence[str]) -> tuple[str, ...]:
