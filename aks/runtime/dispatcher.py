@@ -74,14 +74,25 @@ class GemmDispatcher:
         """
         if x.dim() > 2 and not x.is_contiguous():
             return self._linear_in_rows(x, w, out, static_weights, bias)
-        config: GemmConfig | None = None
-        if self._launch_tensors is not None:
-            answer: Any = self._launch_tensors(x, w, out, static_weights, bias is None, _current_stream(self.index))
-            if answer.__class__ is not int:
-                return answer if bias is None or answer is None else answer.add_(bias)
-            if out is None and (bias is not None or answer == _LEFT_TO_VENDOR):
-                return functional.linear(x, w, bias)
-            config = self._config(-1 - answer)
+        if self._launch_tensors is None:
+            return self._linear_from_call(x, w, out, static_weights, bias, None)
+        answer: Any = self._launch_tensors(x, w, out, static_weights, bias is None, _current_stream(self.index))
+        if answer.__class__ is not int:
+            return answer if bias is None or answer is None else answer.add_(bias)
+        if out is None and (bias is not None or answer == _LEFT_TO_VENDOR):
+            return functional.linear(x, w, bias)
+        return self._linear_from_call(x, w, out, static_weights, bias, self._config(-1 - answer))
+
+    def _linear_from_call(
+        self,
+        x: Tensor,
+        w: Tensor,
+        out: Tensor | None,
+        static_weights: bool,
+        bias: Tensor | None,
+        config: GemmConfig | None,
+    ) -> Tensor | None:
+        """``linear`` where Python reads the tensors; config: what the tree says, None if it was not asked."""
         call = call_of(x, w, out, static_weights)
         if call is None:
             return None
@@ -97,12 +108,15 @@ class GemmDispatcher:
     def _linear_in_rows(
         self, x: Tensor, w: Tensor, out: Tensor | None, static_weights: bool, bias: Tensor | None
     ) -> Tensor | None:
+        """``linear`` of an x of more dimensions whose rows do not follow one another."""
         shape = (*x.shape[:-1], w.shape[0])
         if out is not None and (out.shape != shape or not out.is_contiguous()):
             return None
         rows = None if out is None else out.view(-1, shape[-1])
         result = self.linear(x.reshape(-1, x.shape[-1]), w, rows, static_weights, bias)
-        return result if result is None else result.view(shape)
+        if result is not None:
+            result = result.view(shape) if out is None else out
+        return result
 
     def run(self, x: Tensor, w: Tensor, out: Tensor, call: Call, config: GemmConfig | None = None) -> None:
         """Write ``x @ w.T`` into ``out`` on the current stream of this dispatcher's GPU, on which they are.
