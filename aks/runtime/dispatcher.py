@@ -109,6 +109,8 @@ class GemmDispatcher:
         self, x: Tensor, w: Tensor, out: Tensor | None, static_weights: bool, bias: Tensor | None
     ) -> Tensor | None:
         """``linear`` of an x of more dimensions whose rows do not follow one another."""
+        if w.dim() != 2:
+            return None
         shape = (*x.shape[:-1], w.shape[0])
         if out is not None and (out.shape != shape or not out.is_contiguous()):
             return None

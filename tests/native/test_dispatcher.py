@@ -131,6 +131,7 @@ def test_three_dimensions_are_launched_or_multiplied_like_two(batch, k, tmp_path
         again = torch.empty_like(out)
         assert made.linear(given, w, again, True) is again
         assert made.linear(given, w, again[..., :-1], True) is None
+        assert made.linear(given, w[0], None, True) is None and made.linear(given, w[0, 0], None, True) is None
         if batch != 64:
             assert close(again, given, w)
 

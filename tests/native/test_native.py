@@ -348,6 +348,9 @@ def test_calls_are_counted_and_typed(tmp_path: Path, standin):
         kernels.launch(*CALL[:-1], "512", 0)  # type: ignore[arg-type]
     with pytest.raises(OverflowError):
         kernels.launch(*CALL[:-1], 1 << 70, 0)
+    kind: Any = type(kernels)
+    with pytest.raises(TypeError, match="never loaded"):
+        kind.__new__(kind).launch(*CALL, 0)
 
 
 def test_what_is_no_problem_is_left_to_the_vendor(tmp_path: Path, standin):
