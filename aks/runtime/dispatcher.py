@@ -81,6 +81,9 @@ class GemmDispatcher:
             return answer if bias is None or answer is None else answer.add_(bias)
         if out is None and (bias is not None or answer == _LEFT_TO_VENDOR):
             return functional.linear(x, w, bias)
+        if out is not None and answer == _LEFT_TO_VENDOR:
+            _multiply(x, w, out)
+            return out if bias is None else out.add_(bias)
         return self._linear_from_call(x, w, out, static_weights, bias, self._config(-1 - answer))
 
     def _linear_from_call(
@@ -131,11 +134,11 @@ class GemmDispatcher:
             if answer >= 0:
                 return
             config = self._config(-1 - answer)
-        if out.dim() != 2:  # only now: views cost as much as half a launch
-            x, out = x.view(call.m, call.k), out.view(call.m, call.n)
-        if config == GEMM.vendor:  # PyTorch finds device and stream by itself
-            torch.mm(x, w.T, out=out)
+        if config == GEMM.vendor:
+            _multiply(x, w, out)
             return
+        if out.dim() != 2:
+            x, out = x.view(call.m, call.k), out.view(call.m, call.n)
         with torch.cuda.device(self.index):
             self._run_here(x, w.T if call.w_layout else w, out, call.problem(), config, stream)
 
@@ -238,6 +241,13 @@ def linear(
     if out is None:
         return functional.linear(x, w, bias)
     return out.copy_(functional.linear(x, w, bias))
+
+
+def _multiply(x: Tensor, w: Tensor, out: Tensor) -> None:
+    """Write ``x @ w.T`` into ``out`` by the vendor's routine; PyTorch finds device and stream by itself."""
+    if out.dim() != 2:  # only then: views cost as much as half a launch
+        x, out = x.view(-1, x.shape[-1]), out.view(-1, out.shape[-1])
+    torch.mm(x, w.T, out=out)
 
 
 def _needs_grad(x: Tensor, w: Tensor, bias: Tensor | None) -> bool:
