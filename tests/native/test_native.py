@@ -77,7 +77,9 @@ def launch_answers(kernels: native.Kernels, tree: Tree, op: Op, columns: dict[st
     """The configs that launches of such problems are answered, whoever has to run them."""
     derived, operands = op.launch_spec.derived, op.launch_spec.operands
     names = [parameter.name for parameter in tree.parameters if parameter.name not in derived]
-    step = columns["alignment"] % 16  # all operands are aligned as the problem says, and no better
+    step = (
+        columns.get("alignment", np.zeros_like(columns[names[0]])) % 16
+    )  # all operands are aligned as the problem says, and no better
     places = [(1 << 40) + step if name.endswith("_ptr") else np.full_like(step, 1 << 20) for name in operands]
     rows = zip(*(columns[name].tolist() for name in names), *(place.tolist() for place in places), strict=True)
     answers = np.array([kernels.launch(*row, 0) for row in rows])
@@ -105,10 +107,10 @@ def test_chooses_and_launches_as_the_predictor_on_a_million_problems(path: Path,
         np.testing.assert_array_equal(launch_answers(kernels, tree, op, columns), wanted)
         count += len(wanted)
         answers |= set(wanted.tolist())
-    reasons = kernels.take_misses()[0]
-    alone = predictor.counts()
-    assert reasons[-1] == alone[ILLEGAL_FAVOURITE] > 5000
-    assert sum(reasons) == sum(alone.values()) and len(answers) > 30
+    reasons, alone = kernels.take_misses()[0], predictor.counts()
+    assert sum(reasons) == sum(alone.values()) and reasons[-1] == alone.get(ILLEGAL_FAVOURITE, 0)
+    assert len(answers) > min(30, len(selector["portfolio"]) // 2)
+    assert op is not GEMM or reasons[-1] > 5000
 
 
 def call_of(problem: GemmProblem, rng: random.Random) -> list[int]:
