@@ -13,7 +13,8 @@
     derived is the formula that gives it from the operands, -1 if the caller passes it. Scratch is
     ``[name, bytes]``.
 ``formulas``
-    Postfix programs (``aks.core.postfix``) over the variables; everything else names them by place.
+    Postfix programs (``aks.core.postfix``) over the variables; everything else names them by place. What follows from
+    a problem reads parameters alone: nodes, leaves, variants, programs, rows and columns of maps.
 ``nodes``, ``leaves``
     The tree. A node is ``[formula, threshold, left, right]``: left if the value is at most the threshold.
     Node 0 is the root (if there are none, leaf 0 is); a child is a later node, or ``-1 - leaf``. A leaf is

@@ -13,6 +13,7 @@ from unittest import mock
 import torch
 from torch.nn import functional
 
+import aks
 from aks.core.device import DeviceSpec, current_device
 from aks.core.errors import ArtifactError
 from aks.core.metrics import quantile
@@ -97,10 +98,10 @@ def _ways(
         yield "native select and launch, from C++", kernels.time(calls, False, *call, stream)
         yield "native select and launch, from Python", _times(lambda: kernels.launch(*call, stream), calls)
     with serving(served):
-        yield "aks.linear, out given", _times(lambda: dispatcher.linear(x, w, out=out, static_weights=True), calls)
-        yield "aks.linear", _times(lambda: dispatcher.linear(x, w, static_weights=True), calls)
+        yield "aks.linear, out given", _times(lambda: aks.linear(x, w, out=out, static_weights=True), calls)
+        yield "aks.linear", _times(lambda: aks.linear(x, w, static_weights=True), calls)
     with serving(alone):
-        yield "aks.linear without the bundle", _times(lambda: dispatcher.linear(x, w, static_weights=True), calls)
+        yield "aks.linear without the bundle", _times(lambda: aks.linear(x, w, static_weights=True), calls)
     yield "torch.mm, out given", _times(lambda: torch.mm(x, w.T, out=out), calls)
     yield "torch.nn.functional.linear", _times(lambda: functional.linear(x, w), calls)
 

@@ -45,7 +45,7 @@ def linear(x: Tensor, w: Tensor, *, out: Tensor | None = None, static_weights: b
     w : Tensor
         [N, K], of x's dtype; its transpose may be contiguous instead (weights stored as [K, N]).
     out : Tensor, optional
-        [..., N], contiguous, overwritten. Made if not given.
+        [..., N], overwritten. Contiguous, or, of two dimensions, of contiguous rows. Made if not given.
     static_weights : bool
         Declare that no kernel still running writes w, as holds for a model's parameters when serving.
         It allows kernels that read weights before the preceding kernel has ended; with weights that

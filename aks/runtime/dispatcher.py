@@ -71,14 +71,22 @@ class GemmDispatcher:
         """
         if x.dim() > 2 and not x.is_contiguous():
             return self._linear_in_rows(x, w, out, static_weights)
-        config: GemmConfig | None = None
-        if self._launch_tensors is not None:
-            answer: Any = self._launch_tensors(x, w, out, static_weights, _current_stream(self.index))
-            if answer.__class__ is not int:
-                return answer
-            if out is None and answer == _LEFT_TO_VENDOR:
-                return functional.linear(x, w)
-            config = self._config(-1 - answer)
+        if self._launch_tensors is None:
+            return self._linear_from_call(x, w, out, static_weights, None)
+        answer: Any = self._launch_tensors(x, w, out, static_weights, _current_stream(self.index))
+        if answer.__class__ is not int:
+            return answer
+        if answer != _LEFT_TO_VENDOR:
+            return self._linear_from_call(x, w, out, static_weights, self._config(-1 - answer))
+        if out is None:
+            return functional.linear(x, w)
+        _multiply(x, w, out)
+        return out
+
+    def _linear_from_call(
+        self, x: Tensor, w: Tensor, out: Tensor | None, static_weights: bool, config: GemmConfig | None
+    ) -> Tensor | None:
+        """``linear`` where Python reads the tensors; config: what the tree says, None if it was not asked."""
         call = call_of(x, w, out, static_weights)
         if call is None:
             return None
@@ -91,12 +99,17 @@ class GemmDispatcher:
         return result
 
     def _linear_in_rows(self, x: Tensor, w: Tensor, out: Tensor | None, static_weights: bool) -> Tensor | None:
+        """``linear`` of an x of more dimensions whose rows do not follow one another."""
+        if w.dim() != 2:
+            return None
         shape = (*x.shape[:-1], w.shape[0])
         if out is not None and (out.shape != shape or not out.is_contiguous()):
             return None
         rows = None if out is None else out.view(-1, shape[-1])
         result = self.linear(x.reshape(-1, x.shape[-1]), w, rows, static_weights)
-        return result if result is None else result.view(shape)
+        if result is not None:
+            result = result.view(shape) if out is None else out
+        return result
 
     def run(self, x: Tensor, w: Tensor, out: Tensor, call: Call, config: GemmConfig | None = None) -> None:
         """Write ``x @ w.T`` into ``out`` on the current stream of this dispatcher's GPU, on which they are.
@@ -109,11 +122,11 @@ class GemmDispatcher:
             if answer >= 0:
                 return
             config = self._config(-1 - answer)
-        if out.dim() != 2:  # only now: views cost as much as half a launch
-            x, out = x.view(call.m, call.k), out.view(call.m, call.n)
-        if config == GEMM.vendor:  # PyTorch finds device and stream by itself
-            torch.mm(x, w.T, out=out)
+        if config == GEMM.vendor:
+            _multiply(x, w, out)
             return
+        if out.dim() != 2:
+            x, out = x.view(call.m, call.k), out.view(call.m, call.n)
         with torch.cuda.device(self.index):
             self._run_here(x, w.T if call.w_layout else w, out, call.problem(), config, stream)
 
@@ -213,6 +226,13 @@ def linear(x: Tensor, w: Tensor, *, out: Tensor | None = None, static_weights: b
     if out is None:
         return functional.linear(x, w)
     return out.copy_(functional.linear(x, w))
+
+
+def _multiply(x: Tensor, w: Tensor, out: Tensor) -> None:
+    """Write ``x @ w.T`` into ``out`` by the vendor's routine; PyTorch finds device and stream by itself."""
+    if out.dim() != 2:  # only then: views cost as much as half a launch
+        x, out = x.view(-1, x.shape[-1]), out.view(-1, out.shape[-1])
+    torch.mm(x, w.T, out=out)
 
 
 def _needs_grad(x: Tensor, w: Tensor) -> bool:

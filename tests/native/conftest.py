@@ -51,6 +51,7 @@ class Standin:
         """As it was."""
         self.set()
         self.library.standin_capture(0)
+        self.library.standin_quiet(0)
         self.fail("", -1)
 
 

@@ -128,6 +128,12 @@ def test_three_dimensions_are_launched_or_multiplied_like_two(batch, k, tmp_path
             assert f" {given.data_ptr()} {w.data_ptr()} {out.data_ptr()} " in standin.last()
         else:
             assert close(out, given, w)
+        again = torch.empty_like(out)
+        assert made.linear(given, w, again, True) is again
+        assert made.linear(given, w, again[..., :-1], True) is None
+        assert made.linear(given, w[0], None, True) is None and made.linear(given, w[0, 0], None, True) is None
+        if batch != 64:
+            assert close(again, given, w)
 
 
 ALIGNED = SPLIT | {"kind": "tma", "split_k": 1, "block_m": 16, "block_k": 256, "swap_ab": 1}

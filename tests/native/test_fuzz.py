@@ -41,7 +41,7 @@ def test_a_sanitized_build_survives_mutated_bundles(folder: Path, tmp_path: Path
     )
     standins = build_standin(tmp_path), build_standin(tmp_path, "standin_lt.so", "standin_lt.c")
     # Trees of many configs, and of nothing but a product: its formulas are a small part of the first.
-    for bundle, rounds in ((folder, 1000), (export_fake(tmp_path / "product", product_leaf()), 500)):
+    for bundle, rounds in ((folder, 1500), (export_fake(tmp_path / "product", product_leaf()), 500)):
         files = (bundle / kernel_files.TABLE_FILE, bundle / kernel_files.CODE_FILE)
         done = run(program, *files, *standins, 1, rounds)
         assert done.returncode == 0, done.stderr[-3000:]

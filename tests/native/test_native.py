@@ -24,7 +24,7 @@ from aks.ops import OPS
 from aks.ops.gemm.spec import GEMM, GemmProblem
 from aks.ops.op import Op
 from aks.runtime import native
-from aks.runtime.predictor import Predictor
+from aks.runtime.predictor import ILLEGAL_FAVOURITE, Predictor
 from tests.export.test_agreement import crossings
 from tests.kernels import export_fake
 from tests.native.conftest import Standin, needs_module
@@ -74,18 +74,44 @@ def test_chooses_as_the_predictor_at_every_threshold_and_at_random(op: Op, seed:
     check_choices(folder, op, standin, columns)
 
 
+def launch_answers(kernels: native.Kernels, tree: Tree, op: Op, columns: dict[str, np.ndarray]) -> np.ndarray:
+    """The configs that launches of such problems are answered, whoever has to run them."""
+    derived, operands = op.launch_spec.derived, op.launch_spec.operands
+    names = [parameter.name for parameter in tree.parameters if parameter.name not in derived]
+    step = (
+        columns.get("alignment", np.zeros_like(columns[names[0]])) % 16
+    )  # all operands are aligned as the problem says, and no better
+    places = [(1 << 40) + step if name.endswith("_ptr") else np.full_like(step, 1 << 20) for name in operands]
+    rows = zip(*(columns[name].tolist() for name in names), *(place.tolist() for place in places), strict=True)
+    answers = np.array([kernels.launch(*row, 0) for row in rows])
+    return np.where(answers < 0, -1 - answers, answers)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: "-".join(path.relative_to(MODELS).parts[:-1]))
-def test_chooses_as_the_predictor_on_a_million_problems_of_the_shipped_tree(path: Path, tmp_path: Path, standin):
+def test_chooses_and_launches_as_the_predictor_on_a_million_problems(path: Path, tmp_path: Path, standin):
+    """Random ones, and those on both sides of every threshold; of any alignment, so that favourites are illegal."""
     selector = shipped_selector(path)
     op = OPS[selector["op"]]
     folder = export_fake(tmp_path, selector)
-    seen: set[int] = set()
-    for chunk in range(5):
-        columns = random_problems(op, 100_000, np.random.default_rng(chunk), top=300_000 if chunk % 2 else 20_000)
-        seen |= check_choices(folder, op, standin, columns)
-    assert len(seen) > min(30, len(selector["portfolio"]) // 2)
-    check_choices(folder, op, standin, crossings(Predictor.load(op, path=folder).tree, op, np.random.default_rng(9)))
+    predictor, kernels = Predictor.load(op, path=folder), standin.load(folder)
+    standin.library.standin_quiet(1)
+    tree, rng, count, answers = predictor.tree, np.random.default_rng(0), 0, set()
+    while count < 1_000_000:
+        edges = crossings(tree, op, rng)
+        top = (5000, 20_000, 300_000)[count % 3]
+        parts = [edges, random_problems(op, 100_000 - len(edges["m"]), rng, top=top)]
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in edges}
+        wanted = np.array(predictor_choices(predictor, tree, columns))
+        rows = zip(*(columns[parameter.name].tolist() for parameter in tree.parameters), strict=True)
+        np.testing.assert_array_equal([kernels.select(*row) for row in rows], wanted)
+        np.testing.assert_array_equal(launch_answers(kernels, tree, op, columns), wanted)
+        count += len(wanted)
+        answers |= set(wanted.tolist())
+    reasons, alone = kernels.take_misses()[0], predictor.counts()
+    assert sum(reasons) == sum(alone.values()) and reasons[-1] == alone.get(ILLEGAL_FAVOURITE, 0)
+    assert len(answers) > min(30, len(selector["portfolio"]) // 2)
+    assert op is not GEMM or reasons[-1] > 5000
 
 
 def call_of(problem: GemmProblem, rng: random.Random) -> list[int]:
@@ -330,6 +356,9 @@ def test_calls_are_counted_and_typed(tmp_path: Path, standin):
         kernels.launch(*CALL[:-1], "512", 0)  # type: ignore[arg-type]
     with pytest.raises(OverflowError):
         kernels.launch(*CALL[:-1], 1 << 70, 0)
+    kind: Any = type(kernels)
+    with pytest.raises(TypeError, match="never loaded"):
+        kind.__new__(kind).launch(*CALL, 0)
 
 
 def test_what_is_no_problem_is_left_to_the_vendor(tmp_path: Path, standin):

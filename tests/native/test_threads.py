@@ -11,7 +11,7 @@ from aks.core import kernel_files
 from tests.kernels import export_fake
 from tests.native.conftest import CC, HERE, build_standin
 from tests.native.test_aks_h import CXX, NATIVE, SOURCES, build, run
-from tests.native.test_native import SHIPPED, shipped_selector
+from tests.native.test_native import GEMM_SELECTOR, shipped_selector
 
 SANITIZER = ["-fsanitize=thread", "-g", "-O1"]
 
@@ -27,7 +27,7 @@ def test_threads_do_not_race(tmp_path: Path):
     build(
         CXX, "-std=c++20", *SANITIZER, f"-I{NATIVE / 'src'}", HERE / "threads.cpp", *SOURCES[:-1], "-o", program, "-ldl"
     )
-    bundle = export_fake(tmp_path / "bundle", shipped_selector(SHIPPED[-1]))
+    bundle = export_fake(tmp_path / "bundle", shipped_selector(GEMM_SELECTOR))
     files = (bundle / kernel_files.TABLE_FILE, bundle / kernel_files.CODE_FILE)
     standins = build_standin(tmp_path), build_standin(tmp_path, "standin_lt.so", "standin_lt.c")
     done = run(program, *files, *standins, 4, 5, TSAN_OPTIONS="halt_on_error=1")

@@ -7,7 +7,9 @@ for C and C++.
 
 ``Kernels.launch`` takes plain integers and gives the interpreter's lock back while the driver works: its queue
 may be full, and other threads go on meanwhile. It allocates nothing, but for the scratch memory of a stream that
-is new to it, and for a shape that is new to cuBLASLt.
+is new to it, and for a shape that is new to cuBLASLt. What follows from a problem alone (config, kernel, grid) is
+remembered for the last 512 problems of each thread, and tensor maps for the last operands: a call that comes again
+neither walks the tree nor evaluates its formulas.
 
 Configs that are an algorithm of cuBLASLt (``LaunchSpec.product``) are launched here too, with the library that is
 opened at run time. Which algorithm that is cuBLASLt says when it is asked for its ranking: at the first sight of a

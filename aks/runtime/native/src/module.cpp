@@ -53,6 +53,10 @@ void set_error(const aks::Error &error) {
 // as long as choosing does.
 template <auto method>
 PyObject *with_values(PyObject *self, PyObject *const *arguments, Py_ssize_t given) noexcept {
+    if (!nb::inst_ready(self)) {
+        PyErr_SetString(PyExc_TypeError, "these kernels were never loaded; call Kernels(...)");
+        return nullptr;
+    }
     try {
         return PyLong_FromLong(method(*nb::inst_ptr<aks::Kernels>(self), arguments, static_cast<size_t>(given)));
     } catch (const aks::Error &error) {
