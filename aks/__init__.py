@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from aks.integrations.adaptive import adaptive
     from aks.integrations.fused_ops import add_rms_norm, fused_linear, rms_norm
     from aks.integrations.patching import patch, unpatch
+    from aks.integrations.preparing import prepare
     from aks.integrations.torch_ops import linear, matmul
     from aks.ops import OPS, find_op
     from aks.runtime.predictor import Predictor
@@ -35,6 +36,7 @@ __all__ = [
     "matmul",
     "nn",
     "patch",
+    "prepare",
     "rms_norm",
     "unpatch",
 ]
@@ -53,6 +55,7 @@ _HOMES = {
     "linear": "aks.integrations.torch_ops",
     "matmul": "aks.integrations.torch_ops",
     "patch": "aks.integrations.patching",
+    "prepare": "aks.integrations.preparing",
     "rms_norm": "aks.integrations.fused_ops",
     "unpatch": "aks.integrations.patching",
 }

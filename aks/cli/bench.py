@@ -125,8 +125,10 @@ def serving(
     layers: Annotated[int, typer.Option(min=1, help="Blocks of Llama-3-8B; 0.44 GB and some 0.2 ms each.")] = 8,
     ways: Annotated[
         str,
-        typer.Option(help="aks, torch, autotune, autotune cold, aks graphs, torch graphs; comma-separated."),
-    ] = "aks,torch,autotune,autotune cold,aks graphs,torch graphs",
+        typer.Option(
+            help="aks, torch, torch prepared, autotune, autotune cold, aks graphs, torch graphs; comma-separated."
+        ),
+    ] = "aks,torch,torch prepared,autotune,autotune cold,aks graphs,torch graphs",
     fixed_batch: Annotated[
         int, typer.Option(min=1, help="Rows of the steps of one size, and of a first request.")
     ] = 16,

@@ -77,6 +77,13 @@ class Blocks:
             x = linear(gate, w["down"])
         return x
 
+    def prepare(self, linear: Linear, max_m: int) -> None:
+        """Each layer of a block once for each number of rows, as ``aks.prepare`` does it with a model."""
+        for w in {w.shape: w for w in self.weights[0].values()}.values():
+            x = w.new_zeros((max_m, w.shape[1]))
+            for m in range(1, max_m + 1):
+                linear(x[:m], w)
+
     def layers(self) -> list[Layer]:
         """The problems that its layers pose, with static weights."""
         found = []

@@ -46,13 +46,15 @@ def time_first_request(way: str, linear: Linear, load: Load, bundle: Path | None
     """The first step of this process, then others like it. Call it in a process that has run nothing before.
 
     What a server has done before its first request is done: weights are on the GPU, the dispatcher is loaded,
-    PyTorch's allocator has memory, and cuBLAS has been opened by a tiny product. No linear layer has run.
+    PyTorch's allocator has memory, and cuBLAS has been opened by a tiny product. Where aks serves, it was prepared
+    (``aks.prepare``) for as many rows as a request has; where PyTorch does, no linear layer has run.
     """
     with served_by(bundle) if way == "aks" else nullcontext():
         device = torch.device("cuda", torch.cuda.current_device())
         blocks = Blocks(load, device)
         if way == "aks":
             dispatcher.dispatcher_of(device.index)
+            blocks.prepare(linear, load.fixed_batch)
         x = torch.randn(load.fixed_batch, load.sizes.hidden, device=device).bfloat16()
         tiny = x[:1, :16]
         torch.mm(tiny, tiny.T)

@@ -29,8 +29,9 @@ from aks.runtime import dispatcher, graphs
 from aks.runtime.capture import StepGraphs, measured_cost
 from aks.runtime.graphs import Layer, Plan
 
-WAYS = ("aks", "torch", "autotune", "autotune cold", "aks graphs", "torch graphs")
-"""How a step runs. The graphs are one per interval of ``aks.runtime.graphs``, and one per power of two."""
+WAYS = ("aks", "torch", "torch prepared", "autotune", "autotune cold", "aks graphs", "torch graphs")
+"""How a step runs. Prepared, as aks always is: each layer ran once for each size. The graphs are one per interval of
+``aks.runtime.graphs``, and one per power of two."""
 _BLOCK_STEPS = 100  # that one way serves before the next has its turn at the same steps
 _PADDING = 0.05  # what a batch may pay in its interval's graph
 
@@ -58,8 +59,8 @@ class StepLatency:
 class Serving:
     """What was measured: the trace, fixed batches, first requests, and the graphs that were used.
 
-    gpu are NVML's samples during the trace; tuning_seconds went into the warm autotuner before it. latencies_ms has
-    each step of the trace, by way.
+    gpu are NVML's samples during the trace; preparing_seconds went before it into each way that takes part in it
+    (without capturing graphs). latencies_ms has each step of the trace, by way.
     """
 
     trace: list[StepLatency]
@@ -69,7 +70,7 @@ class Serving:
     plans: dict[str, Plan]
     distinct_m: int
     max_m: int
-    tuning_seconds: float
+    preparing_seconds: dict[str, float]
     latencies_ms: dict[str, list[float]]
 
 
@@ -90,7 +91,7 @@ def bench_serving(
     load : Load, optional
         What is served; its defaults take some three minutes on an H200.
     bundle : Path, optional
-        Folder of ``aks export --bundle``. Without it kernels are compiled before the trace, for each m in it.
+        Folder of ``aks export --bundle``. Without it kernels are compiled before the trace.
     ways : sequence of str
         Of ``WAYS``.
 
@@ -109,7 +110,7 @@ def bench_serving(
         server = Server(blocks, load, linear, trace, say)
         with GpuSampler(torch.cuda.current_device()) as gpu:
             cold = server.serve_cold() if "autotune cold" in ways else []
-            runs = {way: server.prepare(way, compiled=bundle is not None) for way in ways if way != "autotune cold"}
+            runs = {way: server.prepare(way) for way in ways if way != "autotune cold"}
             say(f"serving {load.steps} steps in {len(runs)} ways")
             begin = datetime.now()
             taken = serve_by_turns(runs, server.batches, server.wait)
@@ -121,7 +122,7 @@ def bench_serving(
     fixed = [summarize(way, seconds, mean_busy(gpu.samples, *span)) for way, (seconds, *span) in spans.items()]
     sampled, sizes = between(gpu.samples, begin, end), {step.m for step in trace}
     return Serving(
-        rows, fixed, first, sampled, server.plans, len(sizes), max(sizes), server.tuning_seconds, latencies_ms
+        rows, fixed, first, sampled, server.plans, len(sizes), max(sizes), server.preparing_seconds, latencies_ms
     )
 
 
@@ -140,30 +141,31 @@ class Server:
         self._pool = pool
         self._linears: dict[str, Linear] = {"aks": linear, "torch": functional.linear}
         self.plans: dict[str, Plan] = {}
-        self.tuning_seconds = 0.0
+        self.preparing_seconds: dict[str, float] = {}
         self.wait: Callable[[], object] = torch.cuda.synchronize
 
-    def prepare(self, way: str, *, compiled: bool) -> Run:
+    def prepare(self, way: str) -> Run:
         """A way that is ready: graphs captured, autotuned for each m of the trace, memory taken from the driver.
 
-        Otherwise a few sizes are run once: what a size that is new costs is part of what is measured. Kernels of
-        ours that are not in a bundle are compiled for each m.
+        aks is prepared for all sizes up to the largest (``aks.prepare``), and so is ``torch prepared``. Otherwise a
+        few sizes are run once: what a size that is new costs is part of what is measured.
         """
         self.say(f"preparing {way}")
         start = time.perf_counter()
-        kind, _, in_graphs = way.partition(" ")
+        kind, _, how = way.partition(" ")
         if kind == "autotune":
             from aks.evaluate.autotuned import autotuned_linear, brief_bench
 
             self._linears[kind] = autotuned_linear(brief_bench)
         run = self._plain(self._linears[kind])
+        if kind == "aks" or how == "prepared":
+            self.blocks.prepare(self._linears[kind], self.max_m)
         few = {1, self.load.fixed_batch, self.max_m}
-        for m in self._sizes if kind == "autotune" or (kind == "aks" and not compiled) else sorted(few):
+        for m in self._sizes if kind == "autotune" else sorted(few):
             run(self._pool[:m])
         self.wait()
-        if kind == "autotune":
-            self.tuning_seconds = time.perf_counter() - start
-        return self._in_graphs(kind) if in_graphs else run
+        self.preparing_seconds[way] = time.perf_counter() - start
+        return self._in_graphs(kind) if how == "graphs" else run
 
     def serve_cold(self) -> list[float]:
         """Seconds of the first steps of the trace, tuned by Triton's own bench as they come, until time is up."""

@@ -12,6 +12,11 @@ import torch
 from aks.evaluate.serving import Serving, StepLatency
 from aks.runtime.graphs import Plan
 
+_PREPARED = {
+    "aks": "ran each layer once for every size up to the largest before",
+    "torch prepared": "did the same",
+    "autotune": "was tuned for every size of the trace before, briefly",
+}
 _HEADER = f"{'way':<15}{'steps':>7}{'mean':>10}{'p50':>10}{'p99':>10}{'p99.9':>10}{'worst':>10}"
 
 
@@ -30,7 +35,7 @@ def serving_row(result: Serving) -> dict[str, Any]:
     return {
         "distinct_m": result.distinct_m,
         "max_m": result.max_m,
-        "tuning_seconds": result.tuning_seconds,
+        "preparing_seconds": result.preparing_seconds,
         "trace": [asdict(row) for row in result.trace],
         "fixed": [{**asdict(row), "p99_over_p50": row.tail} for row in result.fixed],
         "first": [{**asdict(row), "first_over_steady": row.ratio} for row in result.first],
@@ -44,8 +49,9 @@ def _lines(result: Serving) -> Iterator[str]:
     yield f"\nTrace: {result.distinct_m} sizes, up to {result.max_m} rows. Milliseconds of a step:"
     yield _HEADER
     yield from map(_latency_line, result.trace)
-    if result.tuning_seconds:
-        yield f"  autotune was tuned for every size of the trace before, briefly: {result.tuning_seconds:.0f} s"
+    for way, what in _PREPARED.items():
+        if seconds := result.preparing_seconds.get(way):
+            yield f"  {way} {what}: {seconds:.1f} s"
     if any(row.way == "autotune cold" for row in result.trace):
         yield "  autotune cold tunes while it serves, by Triton's own bench: the first steps of the trace alone"
     if result.gpu:
@@ -56,7 +62,7 @@ def _lines(result: Serving) -> Iterator[str]:
     for row in result.fixed:
         busy = "" if row.gpu_busy_percent is None else f"{row.gpu_busy_percent:.0f} %"
         yield f"{_latency_line(row)}{row.tail:>10.3f}{busy:>7}"
-    yield "\nFirst step of a new process, after loading:"
+    yield "\nFirst step of a new process, after loading and preparing (PyTorch: loading):"
     for row in result.first:
         yield f"{row.way:<15}{row.first_ms:>10.3f} ms, then {row.steady_ms:.3f} ms: {row.ratio:.2f}x"
     if result.plans:

@@ -249,6 +249,11 @@ def _agree(one: Callable[[], Any], other: Callable[[], Tensor]) -> bool:
     return bool(error <= 2.0**-6 * right.float().norm())
 
 
+def is_fused_layer(module: nn.Module) -> bool:
+    """Whether it is a norm or a gated layer that was fused: it takes rows, and gives as many."""
+    return isinstance(module, _Norm | _Gated)
+
+
 def _is_fused(module: Any, kind: type) -> bool:
     """Whether what the module computes may be had without calling it."""
     return isinstance(module, kind) and not _has_hooks(module)

@@ -110,7 +110,7 @@ def server(monkeypatch) -> serving.Server:
 
 def test_graphs_are_those_that_measured_costs_ask_for(server) -> None:
     assert server.max_m == 9
-    run = server.prepare("aks graphs", compiled=True)
+    run = server.prepare("aks graphs")
     plan, powers = server.plans["aks graphs"], server.plans["powers of two"]
     assert isinstance(run, StepGraphs) and run.captured == plan.tops == (4, 9)
     assert powers.tops == (1, 2, 4, 8, 9) and powers.worst_padding == 0
@@ -120,32 +120,33 @@ def test_graphs_are_those_that_measured_costs_ask_for(server) -> None:
 
 
 def test_powers_of_two_for_torch(server) -> None:
-    run = server.prepare("torch graphs", compiled=True)
+    run = server.prepare("torch graphs")
     assert isinstance(run, StepGraphs) and run.captured == (1, 2, 4, 8, 9)
 
 
-def test_without_a_bundle_every_size_is_compiled_before(server) -> None:
+@pytest.mark.parametrize(
+    ("way", "sizes"), [("aks", range(1, 10)), ("torch prepared", range(1, 10)), ("torch", (1, 3, 9))]
+)
+def test_a_way_is_prepared_for_all_sizes_or_for_few(server, way: str, sizes) -> None:
     seen: set[int] = set()
 
     def linear(x: Tensor, w: Tensor) -> Tensor:
         seen.add(x.shape[0])
         return functional.linear(x, w)
 
-    server._linears["aks"] = linear
-    server.prepare("aks", compiled=False)
-    assert seen == {1, 3, 4, 5, 6, 9}
-    seen.clear()
-    server.prepare("aks", compiled=True)
-    assert seen == {1, 3, 9}  # a few: what a new size costs is measured
+    server._linears = dict.fromkeys(server._linears, linear)
+    server.prepare(way)
+    assert seen == set(sizes)
+    assert server.preparing_seconds[way] > 0
 
 
 def test_tables_json_and_page_say_what_was_measured(server, tmp_path) -> None:
-    server.prepare("aks graphs", compiled=True)
+    server.prepare("aks graphs")
     rows = [serving.summarize(way, [0.001, 0.002]) for way in ("aks", "autotune cold")]
     now = datetime(2026, 1, 2, 3, 4, 5)
     result = serving.Serving(
         rows, [serving.summarize("aks", [0.001, 0.002], 87.0)], [first_request.FirstRequest("aks", 2.0, 1.6)],
-        [GpuSample(now, 50.0, 1980.0, 400.0)], server.plans, 5, 9, 12.0,
+        [GpuSample(now, 50.0, 1980.0, 400.0)], server.plans, 5, 9, {"autotune": 12.0},
         {"aks": [1.0, 2.0], "autotune cold": [1.0, 2.0]},
     )  # fmt: skip
     text = serving_table(result)
