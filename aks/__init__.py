@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from aks.integrations.torch_ops import linear, matmul
     from aks.ops import OPS, find_op
     from aks.runtime.predictor import Predictor
+    from aks.runtime.served import reload, write_missed
 
 __all__ = [
     "OPS",
@@ -37,8 +38,10 @@ __all__ = [
     "nn",
     "patch",
     "prepare",
+    "reload",
     "rms_norm",
     "unpatch",
+    "write_missed",
 ]
 
 _HOMES = {
@@ -56,8 +59,10 @@ _HOMES = {
     "matmul": "aks.integrations.torch_ops",
     "patch": "aks.integrations.patching",
     "prepare": "aks.integrations.preparing",
+    "reload": "aks.runtime.served",
     "rms_norm": "aks.integrations.fused_ops",
     "unpatch": "aks.integrations.patching",
+    "write_missed": "aks.runtime.served",
 }
 
 

@@ -20,6 +20,8 @@ FAMILIES = "families"
 """The column of a CSV file that is no field of a problem."""
 CONFIGS = "configs"
 """Another: keys of the configs to measure, separated by semicolons."""
+COUNT = "count"
+"""Another: how often the problem came; the most frequent is measured first."""
 
 
 class Workload(NamedTuple):
@@ -58,7 +60,8 @@ def problems_from_csv(op: Op, path: str | Path) -> list[Workload]:
     Columns that are left out have the problem's defaults, except that weights are static and the
     alignment is that of contiguous rows. A column ``families`` names each problem's model families,
     separated by semicolons; without it, the file's name is the family of all. A row that comes twice
-    counts once. A column ``configs`` is for ``configs_from_csv``.
+    counts once. A column ``configs`` is for ``configs_from_csv``; by a column ``count`` (``aks.write_missed``)
+    problems are sorted, the largest first.
 
     Raises
     ------
@@ -71,6 +74,7 @@ def problems_from_csv(op: Op, path: str | Path) -> list[Workload]:
     known = [field.name for field in fields(op.problem_type)]
     family = path.stem.replace(";", "-")
     problems: dict[Problem, tuple[str, ...]] = {}
+    counts: dict[Problem, int] = {}
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file)
@@ -82,13 +86,20 @@ def problems_from_csv(op: Op, path: str | Path) -> list[Workload]:
                     _check_cells(header, cells, place)
                     row = dict(zip(header, cells, strict=True))
                     row.pop(CONFIGS, None)
-                    families = split_families(row.pop(FAMILIES, family))
-                    problems[_problem_of_row(op, row, place)] = families
+                    families, count = split_families(row.pop(FAMILIES, family)), _count_of(row.pop(COUNT, "0"), place)
+                    problem = _problem_of_row(op, row, place)
+                    problems[problem], counts[problem] = families, count
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}; wanted a CSV file with columns {', '.join(known)}") from error
     if not problems:
         raise DataError(f"{path} has no problems below its header; write one a line")
-    return [Workload(*entry) for entry in problems.items()]
+    return [Workload(*entry) for entry in sorted(problems.items(), key=lambda entry: -counts[entry[0]])]
+
+
+def _count_of(text: str, place: str) -> int:
+    if not text.strip().isdecimal():
+        raise InvalidProblemError(f"{place}: count is {text!r}; wanted how often the problem came, a whole number")
+    return int(text)
 
 
 def configs_from_csv(op: Op, path: str | Path) -> dict[Problem, list[Config]] | None:
@@ -111,6 +122,7 @@ def configs_from_csv(op: Op, path: str | Path) -> dict[Problem, list[Config]] | 
             place = f"{path}, line {reader.line_num}"
             keys = split_families(row.pop(CONFIGS) or "")
             row.pop(FAMILIES, None)
+            row.pop(COUNT, None)
             unknown = [key for key in keys if key not in known]
             if unknown:
                 raise DataError(
@@ -125,7 +137,7 @@ def _check_header(header: Sequence[str], known: Sequence[str], op: Op, path: Pat
     wanted = f"the first line names columns out of {', '.join(known)}; {', '.join(op.problem_type.AXES)} must be there"
     if not header:
         raise DataError(f"{path} is empty; {wanted}")
-    unknown = [name for name in header if name not in (*known, FAMILIES, CONFIGS)]
+    unknown = [name for name in header if name not in (*known, FAMILIES, CONFIGS, COUNT)]
     if unknown:
         raise DataError(f"{path}, line 1: unknown column {', '.join(map(repr, unknown))}; {wanted}")
     if len(set(header)) < len(header) or not set(op.problem_type.AXES) <= set(header):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import threading
-import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,14 +13,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from aks.core.device import DeviceSpec, current_device
-from aks.core.errors import AksError, UnsupportedRoutineError
+from aks.core.device import DeviceSpec
+from aks.core.errors import UnsupportedRoutineError
 from aks.core.tree import VENDOR
-from aks.ops.gemm import cublaslt, reference
+from aks.ops.gemm import reference
 from aks.ops.gemm.call import Call, call_of
 from aks.ops.gemm.routines import Scratch, bind_routine
 from aks.ops.gemm.spec import GEMM, GemmConfig, GemmProblem
-from aks.runtime import native
+from aks.ops.op import Op
+from aks.runtime import native, served
 from aks.runtime.predictor import Predictor
 
 _FIELDS = tuple(field.name for field in fields(GemmProblem))
@@ -47,6 +46,7 @@ class GemmDispatcher:
         self, predictor: Predictor, device: DeviceSpec, index: int = 0, kernels: native.Kernels | None = None
     ) -> None:
         self.predictor = predictor
+        self._choices = predictor.current  # which go with these kernels
         self.device = device
         self.index = index
         self.kernels = kernels
@@ -59,9 +59,13 @@ class GemmDispatcher:
         self._spare: Scratch | None = None
         self._lock = threading.Lock()
 
+    def succeeded_by(self, kernels: native.Kernels | None) -> GemmDispatcher:
+        """One for what the predictor answers now."""
+        return GemmDispatcher(self.predictor, self.device, self.index, kernels)
+
     def choose(self, problem: GemmProblem) -> GemmConfig:
         """The config for ``problem``: what the tree says, the vendor's call where it abstains."""
-        return self._config(self.predictor.select(*(getattr(problem, name) for name in _FIELDS)))
+        return self._config(self._choices.select(*(getattr(problem, name) for name in _FIELDS)))
 
     def linear(self, x: Tensor, w: Tensor, out: Tensor | None, static_weights: bool) -> Tensor | None:
         """``x @ w.T`` on the current stream of this dispatcher's GPU, on which x is; None if it is for PyTorch.
@@ -131,7 +135,7 @@ class GemmDispatcher:
             self._run_here(x, w.T if call.w_layout else w, out, call.problem(), config, stream)
 
     def _config(self, index: int) -> GemmConfig:
-        config: Any = self.predictor.configs[index]
+        config: Any = self._choices.configs[index]
         return config
 
     def _run_here(
@@ -195,20 +199,14 @@ with suppress(ImportError):  # not in builds for CPUs; what code compiled by PyT
     from torch._C import _cuda_getCurrentRawStream as _current_stream
 
 
-@functools.cache
 def dispatcher_of(index: int) -> GemmDispatcher | None:
     """The dispatcher of CUDA device ``index``; None, with a warning, if no tree fits it."""
-    device = current_device(index)
-    try:
-        predictor = Predictor.load(GEMM, device=device)
-    except AksError as error:
-        warnings.warn(f"aks.linear runs torch's own kernels on {device.name}: {error}", stacklevel=3)
-        return None
-    try:
-        kernels = native.load_kernels(predictor.bundle, index, cublaslt=cublaslt.library_paths())
-    except AksError as error:
-        warnings.warn(f"aks.linear compiles its kernels as they are needed on {device.name}: {error}", stacklevel=3)
-        kernels = None
+    return served.find(GEMM, index, _make)
+
+
+def _make(
+    op: Op, predictor: Predictor, device: DeviceSpec, index: int, kernels: native.Kernels | None
+) -> GemmDispatcher:
     return GemmDispatcher(predictor, device, index, kernels)
 
 

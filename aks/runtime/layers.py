@@ -5,17 +5,14 @@ Where their trees decline, the caller runs PyTorch's kernels one after the other
 
 from __future__ import annotations
 
-import functools
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from aks.core.device import DeviceSpec, current_device
-from aks.core.errors import AksError
+from aks.core.device import DeviceSpec
 from aks.ops.op import Op
-from aks.runtime import native
+from aks.runtime import native, served
 from aks.runtime.dispatcher import _current_stream, dispatcher_of
 from aks.runtime.predictor import Predictor
 
@@ -32,11 +29,16 @@ class LayerDispatcher:
     ) -> None:
         self.op = op
         self.predictor = predictor
+        self._choices = predictor.current  # which go with these kernels
         self.device = device
         self.index = index
         self._launch = kernels.launch if kernels else None
         if kernels:
             predictor.add_source(kernels.take_misses)
+
+    def succeeded_by(self, kernels: native.Kernels | None) -> LayerDispatcher:
+        """One for what the predictor answers now."""
+        return LayerDispatcher(self.op, self.predictor, self.device, self.index, kernels)
 
     def launch(self, call: Any, x: Tensor, operands: Any, out: Tensor) -> bool:
         """Launch on the current stream of this GPU, on which all are; False if the caller shall compute it.
@@ -47,7 +49,7 @@ class LayerDispatcher:
         if self._launch is not None:
             return self._launch(*call, stream) >= 0
         problem = call.problem()
-        config: Any = self.predictor.configs[self.predictor.select(**problem.to_row())]
+        config: Any = self._choices.configs[self._choices.select(**problem.to_row())]
         if config == self.op.vendor:
             return False
         launch = self.op.launch  # imports triton, which serving from a bundle does not need
@@ -72,18 +74,6 @@ def as_rows(operands: Any, m: int) -> Any:
     return operands._replace(**{name: tensor.view(m, -1) for name, tensor in deep.items()})
 
 
-@functools.cache
 def layer_dispatcher(op: Op, index: int) -> LayerDispatcher | None:
     """The dispatcher of an op on CUDA device ``index``; None, with a warning, if no tree fits it."""
-    device = current_device(index)
-    try:
-        predictor = Predictor.load(op, device=device)
-    except AksError as error:
-        warnings.warn(f"aks leaves {op.name} to PyTorch on {device.name}: {error}", stacklevel=3)
-        return None
-    try:
-        kernels = native.load_kernels(predictor.bundle, index)
-    except AksError as error:
-        warnings.warn(f"aks compiles kernels of {op.name} as they are needed on {device.name}: {error}", stacklevel=3)
-        kernels = None
-    return LayerDispatcher(op, predictor, device, index, kernels)
+    return served.find(op, index, LayerDispatcher)

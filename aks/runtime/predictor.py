@@ -13,12 +13,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aks.core.bundle import Bundle, read_bundle
 from aks.core.config import Config
 from aks.core.device import DeviceSpec, device_slug, find_device
-from aks.core.errors import InvalidProblemError, UnknownDeviceError, UnknownOpError
+from aks.core.errors import ArtifactError, InvalidProblemError, UnknownDeviceError, UnknownOpError
 from aks.core.python_source import Actions, argument_list, function_lines
 from aks.core.tree import VENDOR, Parameter, Tree
 
@@ -28,8 +28,19 @@ if TYPE_CHECKING:
 MAX_MISSED = 256
 """Distinct problems that are remembered for collecting later; more are only counted."""
 
+COUNT = "count"
+"""The column of a file of misses (``aks.write_missed``) that is no field of a problem."""
 UNSAFE_LEAF = "unsafe leaf"
 ILLEGAL_FAVOURITE = "illegal favourite"
+
+
+class Choices(NamedTuple):
+    """What one tree answers: attributes of a ``Predictor`` that belong together."""
+
+    bundle: Bundle
+    configs: tuple[Config, ...]
+    select: Callable[..., int]
+    predict: Callable[..., Config]
 
 
 class Predictor:
@@ -49,21 +60,24 @@ class Predictor:
         What the tree can answer; ``configs[0]`` is the vendor's routine.
     bundle : Bundle
         The tree, its device and its manifest, as read.
+    current : Choices
+        All four of one tree. Take it where an index goes with ``configs`` and another thread may ``reload``.
     """
 
     predict: Callable[..., Config]
     select: Callable[..., int]
+    configs: tuple[Config, ...]
+    bundle: Bundle
+    current: Choices
 
     def __init__(self, bundle: Bundle, config_type: type[Config] | None = None):
-        self.bundle = bundle
-        config_type = config_type or _config_type(bundle.tree)
-        self.configs = tuple(config_type.from_row(row) for row in bundle.tree.configs)
+        self._config_type = config_type
         self._lock = threading.Lock()
         self._reasons: dict[str, int] = {}
         self._missed: dict[tuple[Any, ...], int] = {}
         self._sources: list[Callable[[], tuple[list[int], list[tuple[list[int], int]]]]] = []
         self._illegal = [0]  # a list: generated code adds to it without a call
-        self.select, self.predict = self._compile()
+        self._publish(self._compile(bundle))
 
     @classmethod
     def load(
@@ -113,6 +127,47 @@ class Predictor:
         if device is not None:
             bundle.check_device(device)
         return cls(bundle, None if isinstance(op, str) else op.config_type)
+
+    def newer(self, path: Path | str | None = None, version: str | None = None) -> Bundle | None:
+        """What an export has put in this predictor's folder, or in ``path``, since; None if it is what is loaded.
+
+        version: as of ``load``.
+
+        Raises
+        ------
+        ArtifactError
+            If the files are damaged, or for another op, device, config space or other parameters.
+        """
+        bundle = read_bundle(Path(path) if path is not None else self.bundle.folder, version)
+        if bundle.version == self.version:
+            return None
+        # Of a predictor that was loaded by the op's name any space will do: its configs are the tree's own.
+        bundle.check_op(self.tree.op, self.tree.space_fingerprint if self._config_type else None)
+        bundle.check_device(self.bundle.device)
+        if [p.name for p in bundle.tree.parameters] != [p.name for p in self.tree.parameters]:
+            raise ArtifactError(f"{bundle.folder} has a tree of other parameters; load it anew (Predictor.load)")
+        return bundle
+
+    def reload(self, path: Path | str | None = None, version: str | None = None) -> bool:
+        """Answer by the ``newer`` tree from here on, whole; False if there is none. Counts go on.
+
+        ``predict`` and ``select`` of other threads answer by the old tree or by the new one, never by a mixture. If
+        the files are bad it raises as ``newer`` does, and the old tree stays.
+        """
+        bundle = self.newer(path, version)
+        if bundle is not None:
+            self.take(bundle)
+        return bundle is not None
+
+    def take(self, bundle: Bundle) -> None:
+        """Answer by this bundle, which ``newer`` gave."""
+        choices = self._compile(bundle)
+        with self._lock:
+            self._publish(choices)
+
+    def _publish(self, choices: Choices) -> None:
+        self.current = choices
+        self.bundle, self.configs, self.select, self.predict = choices
 
     @property
     def version(self) -> str:
@@ -169,15 +224,18 @@ class Predictor:
         if values in self._missed or len(self._missed) < MAX_MISSED:
             self._missed[values] = self._missed.get(values, 0) + count
 
-    def _compile(self) -> tuple[Callable[..., int], Callable[..., Config]]:
-        arguments = argument_list(self.tree)
+    def _compile(self, bundle: Bundle) -> Choices:
+        tree = bundle.tree
+        config_type = self._config_type or _config_type(tree)
+        configs = tuple(config_type.from_row(row) for row in tree.configs)
+        arguments = argument_list(tree)
         namespace: dict[str, Any] = {
             "__builtins__": {"gcd": math.gcd, "int": int, "min": min, "max": max},
-            "_outside": self._outside,
+            "_outside": lambda *values: self._outside(tree, namespace["select"], values),
             "_abstain": self._abstain,
-            "_configs": self.configs,
+            "_configs": configs,
             "_illegal": self._illegal,
-            **{f"_c{index}": config for index, config in enumerate(self.configs)},
+            **{f"_c{index}": config for index, config in enumerate(configs)},
         }
         illegal = "_illegal[0] += 1"
         select = Actions("return {}".format, f"return _outside({arguments})", f"return _abstain({arguments})", illegal)
@@ -188,13 +246,13 @@ class Predictor:
             illegal,
             check_types=True,
         )
-        lines = [*function_lines("select", self.tree, select), *function_lines("predict", self.tree, predict)]
+        lines = [*function_lines("select", tree, select), *function_lines("predict", tree, predict)]
         # Every formula in these lines passed aks.core.formula.parse and every name is a checked identifier.
-        exec(compile("\n".join(lines), f"<tree {self.tree.op} {self.tree.device}>", "exec"), namespace)
-        return namespace["select"], namespace["predict"]
+        exec(compile("\n".join(lines), f"<tree {tree.op} {tree.device}>", "exec"), namespace)
+        return Choices(bundle, configs, namespace["select"], namespace["predict"])
 
-    def _outside(self, *values: Any) -> int:
-        tree, reason, checked = self.tree, "", []
+    def _outside(self, tree: Tree, select: Callable[..., int], values: tuple[Any, ...]) -> int:
+        reason, checked = "", []
         for parameter, value in zip(tree.parameters, values, strict=True):
             value = _check_value(tree.op, parameter, value)
             checked.append(value)
@@ -202,7 +260,7 @@ class Predictor:
             if not reason and not (value in known if parameter.choices else known[0] <= value <= known[1]):
                 reason = f"outside {parameter.name}"
         if not reason:
-            return self.select(*checked)  # integers of another type, such as numpy's
+            return select(*checked)  # integers of another type, such as numpy's
         return self._count(reason, tuple(checked))
 
     def _abstain(self, *values: Any) -> int:

@@ -17,6 +17,7 @@ from aks.export.bundle import export
 from aks.ops.gemm.call import problem_of
 from aks.ops.gemm.spec import GEMM, GemmProblem
 from aks.runtime import dispatcher as dispatchers
+from aks.runtime import served
 from aks.runtime.predictor import Predictor
 from tests.selectors import random_selector
 
@@ -151,10 +152,10 @@ def test_threads_with_a_stream_each(random_tree) -> None:
 def test_a_gpu_without_a_tree_warns_and_runs_torch(monkeypatch, tmp_path) -> None:
     monkeypatch.setenv("AKS_MODELS", str(tmp_path))
     monkeypatch.setattr("aks.runtime.predictor._model_roots", lambda: [tmp_path])
-    dispatchers.dispatcher_of.cache_clear()
+    served.forget()
     x, w = torch.randn(4, 64, device="cuda").bfloat16(), torch.randn(32, 64, device="cuda").bfloat16()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert torch.equal(aks.linear(x, w), functional.linear(x, w))
     assert any("torch's own kernels" in str(warning.message) for warning in caught)
-    dispatchers.dispatcher_of.cache_clear()
+    served.forget()

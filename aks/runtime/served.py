@@ -1,0 +1,129 @@
+"""The dispatchers of this process, one for each op and GPU: loaded when first needed, replaced by ``reload``."""
+
+from __future__ import annotations
+
+import csv
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from aks.core.device import DeviceSpec, current_device, device_slug
+from aks.core.errors import AksError
+from aks.ops.gemm import cublaslt
+from aks.ops.op import Op
+from aks.runtime import native
+from aks.runtime.predictor import COUNT, Predictor
+
+Make = Callable[[Op, Predictor, DeviceSpec, int, native.Kernels | None], Any]
+
+_loaded: dict[tuple[str, int], Any] = {}
+_lock = threading.RLock()
+_retired: list[Any] = []
+
+
+def find(op: Op, index: int, make: Make) -> Any:
+    """The dispatcher of ``op`` on CUDA device ``index``, made once; None, with a warning, if no tree fits the GPU."""
+    try:
+        return _loaded[op.name, index]
+    except KeyError:
+        with _lock:  # one thread loads, others wait for it
+            if (op.name, index) not in _loaded:
+                _loaded[op.name, index] = _load(op, index, make)
+            return _loaded[op.name, index]
+
+
+def _load(op: Op, index: int, make: Make) -> Any:
+    device = current_device(index)
+    try:
+        predictor = Predictor.load(op, device=device)
+    except AksError as error:
+        warnings.warn(f"aks leaves {op.name} to PyTorch's own kernels on {device.name}: {error}", stacklevel=5)
+        return None
+    try:
+        kernels = _kernels_of(predictor.bundle, index)
+    except AksError as error:
+        warnings.warn(f"aks compiles kernels of {op.name} as they are needed on {device.name}: {error}", stacklevel=5)
+        kernels = None
+    return make(op, predictor, device, index, kernels)
+
+
+def _kernels_of(bundle: Any, index: int) -> native.Kernels | None:
+    return native.load_kernels(bundle, index, cublaslt=cublaslt.library_paths())
+
+
+def reload() -> dict[str, str]:
+    """Serve by what ``aks export`` has put in the folders of the loaded trees since, without a pause.
+
+    A new bundle's kernels are loaded first, then one reference changes: calls that other threads are making end by
+    the tree that they began with, the next ones begin with the new one. Counts of misses go on. The old kernels stay
+    loaded, as streams may still have them queued and CUDA graphs are made of them: such graphs go on as captured until
+    they are captured again (``aks.graphs.StepGraphs``: ``version``).
+
+    Returns
+    -------
+    dict
+        Versions of the trees that are new, by ``<op> cuda:<index>``; empty if there are none.
+
+    Raises
+    ------
+    ArtifactError, DriverError
+        If a folder is damaged, or its kernels do not load: its old tree goes on, and so do those after it.
+    """
+    changed = {}
+    with _lock:
+        for (name, index), old in list(_loaded.items()):
+            bundle = old and old.predictor.newer()
+            if bundle is None:
+                continue
+            # Counted by the same predictor; choices of the old dispatcher are its own.
+            kernels = _kernels_of(bundle, index)
+            old.predictor.take(bundle)
+            _loaded[name, index] = old.succeeded_by(kernels)
+            _retired.append(old)
+            changed[f"{name} cuda:{index}"] = bundle.version
+    return changed
+
+
+def write_missed(folder: Path | str) -> list[Path]:
+    """Write the problems that the trees of this process did not know, for ``aks collect --problems`` to learn them.
+
+    Of each op and GPU the first 256 distinct ones (``Predictor.missed``), the most frequent first, in a CSV file
+    ``<op>-<device>.csv`` of the folder, which is replaced whole.
+
+    Returns
+    -------
+    list of Path
+        What was written: ops without misses have no file.
+    """
+    written = []
+    with _lock:
+        dispatchers = list(_loaded.items())
+    for (name, index), dispatcher in dispatchers:
+        missed = dispatcher.predictor.missed() if dispatcher else []
+        if missed:
+            known = {path.name for path in written}
+            stem = f"{name}-{device_slug(dispatcher.device.name)}"
+            path = Path(folder) / (f"{stem}.csv" if f"{stem}.csv" not in known else f"{stem}-{index}.csv")
+            write_csv(path, missed)
+            written.append(path)
+    return written
+
+
+def write_csv(path: Path, missed: list[tuple[dict[str, Any], int]]) -> None:
+    """Problems with their counts (``Predictor.missed``), the most frequent first, with a column ``count``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    with partial.open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow([*missed[0][0], COUNT])
+        rows.writerows([*problem.values(), count] for problem, count in sorted(missed, key=lambda entry: -entry[1]))
+    partial.replace(path)
+
+
+def forget() -> None:
+    """As if nothing had been loaded; for tests, and for processes that fork."""
+    with _lock:
+        _retired.extend(dispatcher for dispatcher in _loaded.values() if dispatcher)
+        _loaded.clear()
