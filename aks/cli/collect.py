@@ -140,7 +140,10 @@ def _workloads(
     num_problems: int,
     seed: int,
 ) -> list[Workload]:
-    """Problems of every source that was asked for, in an order that a cut-short run samples fairly."""
+    """Problems of every source that was asked for, in an order that a cut-short run samples fairly.
+
+    Those that were counted come first, the most frequent before all.
+    """
     from aks.collect.sources import problems_from_csv, problems_from_model
     from aks.collect.workloads import workload_problems
 
@@ -157,7 +160,7 @@ def _workloads(
         named = split_words(families, "family") if families else None
         workloads += workload_problems(op, families=named, dtypes=chosen_dtypes, num_problems=num_problems, seed=seed)
     random.Random(seed).shuffle(workloads)
-    return workloads
+    return sorted(workloads, key=lambda workload: -workload.count)
 
 
 def _same_as(

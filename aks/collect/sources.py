@@ -21,14 +21,15 @@ FAMILIES = "families"
 CONFIGS = "configs"
 """Another: keys of the configs to measure, separated by semicolons."""
 COUNT = "count"
-"""Another: how often the problem came; the most frequent is measured first."""
+"""Another: how often the problem came."""
 
 
 class Workload(NamedTuple):
-    """A problem to measure, and the model families whose layers it is."""
+    """A problem to measure, the model families whose layers it is, and how often it came, where that was counted."""
 
     problem: Problem
     families: tuple[str, ...]
+    count: int = 0
 
 
 def linear_problem(op: Op, m: int, n: int, k: int, dtype: str, rest: Mapping[str, Any] | None = None) -> Problem:
@@ -60,8 +61,8 @@ def problems_from_csv(op: Op, path: str | Path) -> list[Workload]:
     Columns that are left out have the problem's defaults, except that weights are static and the
     alignment is that of contiguous rows. A column ``families`` names each problem's model families,
     separated by semicolons; without it, the file's name is the family of all. A row that comes twice
-    counts once. A column ``configs`` is for ``configs_from_csv``; by a column ``count`` (``aks.write_missed``)
-    problems are sorted, the largest first.
+    counts once. A column ``configs`` is for ``configs_from_csv``; a column ``count`` (``aks.write_missed``) is
+    added up over a problem's rows.
 
     Raises
     ------
@@ -88,12 +89,12 @@ def problems_from_csv(op: Op, path: str | Path) -> list[Workload]:
                     row.pop(CONFIGS, None)
                     families, count = split_families(row.pop(FAMILIES, family)), _count_of(row.pop(COUNT, "0"), place)
                     problem = _problem_of_row(op, row, place)
-                    problems[problem], counts[problem] = families, count
+                    problems[problem], counts[problem] = families, counts.get(problem, 0) + count
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"cannot read {path}: {error}; wanted a CSV file with columns {', '.join(known)}") from error
     if not problems:
         raise DataError(f"{path} has no problems below its header; write one a line")
-    return [Workload(*entry) for entry in sorted(problems.items(), key=lambda entry: -counts[entry[0]])]
+    return [Workload(problem, families, counts[problem]) for problem, families in problems.items()]
 
 
 def _count_of(text: str, place: str) -> int:

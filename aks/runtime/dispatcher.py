@@ -22,7 +22,7 @@ from aks.ops.gemm.routines import Scratch, bind_routine
 from aks.ops.gemm.spec import GEMM, GemmConfig, GemmProblem
 from aks.ops.op import Op
 from aks.runtime import native, served
-from aks.runtime.predictor import Predictor
+from aks.runtime.predictor import Choices, Predictor
 
 _FIELDS = tuple(field.name for field in fields(GemmProblem))
 _LEFT_TO_VENDOR = -1 - VENDOR
@@ -43,10 +43,15 @@ class GemmDispatcher:
     """
 
     def __init__(
-        self, predictor: Predictor, device: DeviceSpec, index: int = 0, kernels: native.Kernels | None = None
+        self,
+        predictor: Predictor,
+        device: DeviceSpec,
+        index: int = 0,
+        kernels: native.Kernels | None = None,
+        choices: Choices | None = None,
     ) -> None:
         self.predictor = predictor
-        self._choices = predictor.current  # which go with these kernels
+        self._choices = choices or predictor.current  # which go with these kernels
         self.device = device
         self.index = index
         self.kernels = kernels
@@ -59,9 +64,11 @@ class GemmDispatcher:
         self._spare: Scratch | None = None
         self._lock = threading.Lock()
 
-    def succeeded_by(self, kernels: native.Kernels | None) -> GemmDispatcher:
-        """One for what the predictor answers now."""
-        return GemmDispatcher(self.predictor, self.device, self.index, kernels)
+    def succeeded_by(self, choices: Choices, kernels: native.Kernels | None) -> GemmDispatcher:
+        """One for what a newer tree answers, with that one's kernels."""
+        made = GemmDispatcher(self.predictor, self.device, self.index, kernels, choices)
+        made._scratch, made._spare = self._scratch, self._spare  # launches of a stream follow one another
+        return made
 
     def choose(self, problem: GemmProblem) -> GemmConfig:
         """The config for ``problem``: what the tree says, the vendor's call where it abstains."""

@@ -14,7 +14,7 @@ from aks.core.device import DeviceSpec
 from aks.ops.op import Op
 from aks.runtime import native, served
 from aks.runtime.dispatcher import _current_stream, dispatcher_of
-from aks.runtime.predictor import Predictor
+from aks.runtime.predictor import Choices, Predictor
 
 
 class LayerDispatcher:
@@ -25,20 +25,26 @@ class LayerDispatcher:
     """
 
     def __init__(
-        self, op: Op, predictor: Predictor, device: DeviceSpec, index: int = 0, kernels: native.Kernels | None = None
+        self,
+        op: Op,
+        predictor: Predictor,
+        device: DeviceSpec,
+        index: int = 0,
+        kernels: native.Kernels | None = None,
+        choices: Choices | None = None,
     ) -> None:
         self.op = op
         self.predictor = predictor
-        self._choices = predictor.current  # which go with these kernels
+        self._choices = choices or predictor.current  # which go with these kernels
         self.device = device
         self.index = index
         self._launch = kernels.launch if kernels else None
         if kernels:
             predictor.add_source(kernels.take_misses)
 
-    def succeeded_by(self, kernels: native.Kernels | None) -> LayerDispatcher:
-        """One for what the predictor answers now."""
-        return LayerDispatcher(self.op, self.predictor, self.device, self.index, kernels)
+    def succeeded_by(self, choices: Choices, kernels: native.Kernels | None) -> LayerDispatcher:
+        """One for what a newer tree answers, with that one's kernels."""
+        return LayerDispatcher(self.op, self.predictor, self.device, self.index, kernels, choices)
 
     def launch(self, call: Any, x: Tensor, operands: Any, out: Tensor) -> bool:
         """Launch on the current stream of this GPU, on which all are; False if the caller shall compute it.

@@ -128,7 +128,7 @@ class Predictor:
             bundle.check_device(device)
         return cls(bundle, None if isinstance(op, str) else op.config_type)
 
-    def newer(self, path: Path | str | None = None, version: str | None = None) -> Bundle | None:
+    def newer(self, path: Path | str | None = None, version: str | None = None) -> Choices | None:
         """What an export has put in this predictor's folder, or in ``path``, since; None if it is what is loaded.
 
         version: as of ``load``.
@@ -136,7 +136,8 @@ class Predictor:
         Raises
         ------
         ArtifactError
-            If the files are damaged, or for another op, device, config space or other parameters.
+            If the files are damaged, or for another op, device, config space or other parameters. What is loaded
+            goes on.
         """
         bundle = read_bundle(Path(path) if path is not None else self.bundle.folder, version)
         if bundle.version == self.version:
@@ -144,9 +145,9 @@ class Predictor:
         # Of a predictor that was loaded by the op's name any space will do: its configs are the tree's own.
         bundle.check_op(self.tree.op, self.tree.space_fingerprint if self._config_type else None)
         bundle.check_device(self.bundle.device)
-        if [p.name for p in bundle.tree.parameters] != [p.name for p in self.tree.parameters]:
+        if [(p.name, p.choices) for p in bundle.tree.parameters] != [(p.name, p.choices) for p in self.tree.parameters]:
             raise ArtifactError(f"{bundle.folder} has a tree of other parameters; load it anew (Predictor.load)")
-        return bundle
+        return self._compile(bundle)
 
     def reload(self, path: Path | str | None = None, version: str | None = None) -> bool:
         """Answer by the ``newer`` tree from here on, whole; False if there is none. Counts go on.
@@ -154,14 +155,13 @@ class Predictor:
         ``predict`` and ``select`` of other threads answer by the old tree or by the new one, never by a mixture. If
         the files are bad it raises as ``newer`` does, and the old tree stays.
         """
-        bundle = self.newer(path, version)
-        if bundle is not None:
-            self.take(bundle)
-        return bundle is not None
+        choices = self.newer(path, version)
+        if choices is not None:
+            self.take(choices)
+        return choices is not None
 
-    def take(self, bundle: Bundle) -> None:
-        """Answer by this bundle, which ``newer`` gave."""
-        choices = self._compile(bundle)
+    def take(self, choices: Choices) -> None:
+        """Answer by what ``newer`` gave."""
         with self._lock:
             self._publish(choices)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import threading
 import warnings
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from aks.core.device import DeviceSpec, current_device, device_slug
-from aks.core.errors import AksError
+from aks.core.errors import AksError, ArtifactError
 from aks.ops.gemm import cublaslt
 from aks.ops.op import Op
 from aks.runtime import native
@@ -58,8 +59,9 @@ def reload() -> dict[str, str]:
 
     A new bundle's kernels are loaded first, then one reference changes: calls that other threads are making end by
     the tree that they began with, the next ones begin with the new one. Counts of misses go on. The old kernels stay
-    loaded, as streams may still have them queued and CUDA graphs are made of them: such graphs go on as captured until
-    they are captured again (``aks.graphs.StepGraphs``: ``version``).
+    loaded, as streams may still have them queued and CUDA graphs are made of them: each reload keeps their memory.
+    Graphs go on as captured until they are captured again (``aks.graphs.StepGraphs``: ``version``). A GPU that had no
+    tree is looked at again at its next call. Kernels of ``aks.adaptive`` have trees of their own.
 
     Returns
     -------
@@ -68,21 +70,33 @@ def reload() -> dict[str, str]:
 
     Raises
     ------
-    ArtifactError, DriverError
-        If a folder is damaged, or its kernels do not load: its old tree goes on, and so do those after it.
+    ArtifactError
+        If a folder is damaged, or its kernels do not load: which, and what was reloaded nevertheless. Its old tree
+        goes on.
     """
-    changed = {}
+    changed: dict[str, str] = {}
+    failed: dict[str, AksError] = {}
     with _lock:
         for (name, index), old in list(_loaded.items()):
-            bundle = old and old.predictor.newer()
-            if bundle is None:
+            if old is None:
+                del _loaded[name, index]
                 continue
-            # Counted by the same predictor; choices of the old dispatcher are its own.
-            kernels = _kernels_of(bundle, index)
-            old.predictor.take(bundle)
-            _loaded[name, index] = old.succeeded_by(kernels)
+            try:
+                choices = old.predictor.newer()
+                if choices is None:
+                    continue
+                successor = old.succeeded_by(choices, _kernels_of(choices.bundle, index))
+            except AksError as error:
+                failed[f"{name} cuda:{index}"] = error
+                continue
+            # Misses are counted by the same predictor; whoever is in the old dispatcher has its own choices.
+            old.predictor.take(choices)
+            _loaded[name, index] = successor
             _retired.append(old)
-            changed[f"{name} cuda:{index}"] = bundle.version
+            changed[f"{name} cuda:{index}"] = choices.bundle.version
+    if failed:
+        reasons = "; ".join(f"{which}: {error}" for which, error in failed.items())
+        raise ArtifactError(f"{reasons}. The old trees of these go on; reloaded: {', '.join(changed) or 'none'}")
     return changed
 
 
@@ -90,7 +104,8 @@ def write_missed(folder: Path | str) -> list[Path]:
     """Write the problems that the trees of this process did not know, for ``aks collect --problems`` to learn them.
 
     Of each op and GPU the first 256 distinct ones (``Predictor.missed``), the most frequent first, in a CSV file
-    ``<op>-<device>.csv`` of the folder, which is replaced whole.
+    ``<op>-<device>-<process>-<index>.csv`` of the folder, which is replaced whole. Kernels of ``aks.adaptive`` have
+    misses of their own (``kernel.missed()``).
 
     Returns
     -------
@@ -103,16 +118,13 @@ def write_missed(folder: Path | str) -> list[Path]:
     for (name, index), dispatcher in dispatchers:
         missed = dispatcher.predictor.missed() if dispatcher else []
         if missed:
-            known = {path.name for path in written}
-            stem = f"{name}-{device_slug(dispatcher.device.name)}"
-            path = Path(folder) / (f"{stem}.csv" if f"{stem}.csv" not in known else f"{stem}-{index}.csv")
-            write_csv(path, missed)
+            path = Path(folder) / f"{name}-{device_slug(dispatcher.device.name)}-{os.getpid()}-{index}.csv"
+            _write(path, missed)
             written.append(path)
     return written
 
 
-def write_csv(path: Path, missed: list[tuple[dict[str, Any], int]]) -> None:
-    """Problems with their counts (``Predictor.missed``), the most frequent first, with a column ``count``."""
+def _write(path: Path, missed: list[tuple[dict[str, Any], int]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("w", newline="") as file:

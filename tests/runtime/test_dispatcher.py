@@ -157,5 +157,5 @@ def test_a_gpu_without_a_tree_warns_and_runs_torch(monkeypatch, tmp_path) -> Non
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert torch.equal(aks.linear(x, w), functional.linear(x, w))
-    assert any("torch's own kernels" in str(warning.message) for warning in caught)
+    assert any("PyTorch's own kernels" in str(warning.message) for warning in caught)
     served.forget()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 import aks
+from aks.cli.collect import _workloads
 from aks.collect.sources import problems_from_csv
 from aks.core.device import find_device
 from aks.core.errors import ArtifactError, InvalidProblemError
@@ -152,7 +154,7 @@ def test_what_does_not_load_leaves_the_dispatcher(serving, monkeypatch) -> None:
         raise ArtifactError("kernels.bin is truncated")
 
     monkeypatch.setattr(served, "_kernels_of", broken)
-    with pytest.raises(ArtifactError, match="truncated"):
+    with pytest.raises(ArtifactError, match=r"gemm cuda:0: kernels.bin is truncated. The old trees .* go on"):
         aks.reload()
     assert dispatcher.dispatcher_of(0) is old and old.predictor.version == version
 
@@ -165,9 +167,16 @@ def test_misses_are_written_and_collected(serving, tmp_path: Path) -> None:
         for _ in range(times):
             made.predictor.predict(m, 64, 128, "fp16", static_weights=True)
     [path] = aks.write_missed(tmp_path / "missed")
-    assert path.name == "gemm-h200.csv" and [entry.name for entry in path.parent.iterdir()] == [path.name]
-    problems = [problem for problem, _ in problems_from_csv(GEMM, path)]
-    assert [problem.to_row()["m"] for problem in problems] == [300_000, 400_000, 200_000]
+    assert path.name == f"gemm-h200-{os.getpid()}-0.csv" and [entry.name for entry in path.parent.iterdir()] == [
+        path.name
+    ]
+    path.write_text(path.read_text() + path.read_text().splitlines()[-1] + "\n")  # of another process, say
+    workloads = _workloads(GEMM, "", path, "", "", "", 10, 0)
+    assert workloads[0].problem.to_row()["m"] == 300_000
+    assert {workload.problem.to_row()["m"]: workload.count for workload in workloads} == {
+        300_000: 3, 400_000: 2, 200_000: 2,
+    }  # fmt: skip
+    problems = [workload.problem for workload in workloads]
     assert {(p.to_row()["dtype"], p.to_row()["static_weights"], p.to_row()["n"]) for p in problems} == {
         ("fp16", True, 64)
     }

@@ -152,6 +152,7 @@ class Linear {
 }  // namespace
 
 NB_MODULE(_native, module) {
+    nb::set_leak_warnings(false);  // a process keeps its dispatchers until it ends
     module.doc() = "Select and launch kernels of a bundle: see aks.runtime.native.";
     nb::register_exception_translator(
         [](const std::exception_ptr &pointer, void *) {
