@@ -64,6 +64,25 @@ class Variants:
             kernel = self.loaded[variant, index] = self.compile(variant, capability)
         return kernel
 
+    def launcher(
+        self, kernel: Any, variant: Any, grid: int, arguments: Sequence[Any], device: DeviceSpec, index: int
+    ) -> Callable[[int], object]:
+        """A function of a CUDA stream handle that launches a variant of ``kernel`` with so many programs.
+
+        arguments are all of the kernel's, in order; of constants the compiled one takes no notice. In Triton's
+        interpreter the kernel itself runs.
+        """
+        if knobs.runtime.interpret:
+            interpreted = kernel[(grid,)]
+            return lambda stream: interpreted(*arguments)
+        compiled = self.load(variant, device.capability, index)
+        run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+
+        def launch(stream: int) -> None:
+            run(grid, 1, 1, stream, function, metadata, None, None, None, *arguments)
+
+        return launch
+
     def jobs(
         self, problems: Iterable[Any], configs_of: Callable[[Any], Iterable[Config]], device: DeviceSpec
     ) -> list[tuple[Any, int]]:

@@ -136,16 +136,7 @@ def bind(
     variant = variant_of(config, problem)
     grid = LAUNCH_SPEC.count_programs(config, problem.variables(), device.sm_count)
     arguments = arguments_of(variant, problem, x, w, out, scratch)
-    if knobs.runtime.interpret:
-        kernel = _KERNELS[config.kind][(grid,)]
-        return lambda stream: kernel(*arguments)
-    compiled = VARIANTS.load(variant, device.capability, x.get_device())
-    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
-
-    def launch(stream: int) -> None:
-        run(grid, 1, 1, stream, function, metadata, None, None, None, *arguments)
-
-    return launch
+    return VARIANTS.launcher(_KERNELS[config.kind], variant, grid, arguments, device, x.get_device())
 
 
 def arguments_of(

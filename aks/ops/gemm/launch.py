@@ -161,19 +161,9 @@ def bind(
     if not LAUNCH_SPEC.config_has_kernel(config):
         return bind_routine(config, problem, x, w, out, scratch)
     variant = variant_of(config, problem)
-    if knobs.runtime.interpret:
-        arguments = arguments_of(config, variant, problem, x, w, out, scratch)
-        kernel = _KERNELS[config.kind][(grid_of(config, problem, device.sm_count),)]
-        return lambda stream: kernel(*arguments)
-    compiled = VARIANTS.load(variant, device.capability, x.get_device())
     arguments = arguments_of(config, variant, problem, x, w, out, scratch)
-    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
     grid = grid_of(config, problem, device.sm_count)
-
-    def launch(stream: int) -> None:
-        run(grid, 1, 1, stream, function, metadata, None, None, None, *arguments)
-
-    return launch
+    return VARIANTS.launcher(_KERNELS[config.kind], variant, grid, arguments, device, x.get_device())
 
 
 def arguments_of(config: GemmConfig, variant: Variant, problem: GemmProblem, x, w, out, scratch: Scratch) -> list[Any]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from triton import knobs
 from triton.compiler import ASTSource
 
 from aks.core.device import DeviceSpec
@@ -111,15 +110,7 @@ def bind(
     variant = variant_of(config, problem)
     grid = LAUNCH_SPEC.count_programs(config, problem.variables(), device.sm_count)
     arguments = _arguments(variant, problem, x, w, out)
-    if knobs.runtime.interpret:
-        return lambda stream: mm_kernel[(grid,)](*arguments)
-    compiled = VARIANTS.load(variant, device.capability, x.get_device())
-    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
-
-    def launch(stream: int) -> None:
-        run(grid, 1, 1, stream, function, metadata, None, None, None, *arguments)
-
-    return launch
+    return VARIANTS.launcher(mm_kernel, variant, grid, arguments, device, x.get_device())
 
 
 def _arguments(variant: Variant, problem: MmProblem, x, w, out) -> list[Any]:

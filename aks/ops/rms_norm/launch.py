@@ -99,12 +99,4 @@ def bind(
     tensors = [x, x if residual is None else residual, w.weight, y, y if total is None else total]
     rows = [tensor.stride(0) for tensor in (tensors[0], tensors[1], tensors[3], tensors[4])]
     arguments = [*tensors, problem.k, *rows, float32_bits(w.eps), int(w.one_plus), *_constants(variant).values()]
-    if knobs.runtime.interpret:
-        return lambda stream: rms_norm_kernel[(problem.m,)](*arguments)
-    compiled = VARIANTS.load(variant, device.capability, x.get_device())
-    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
-
-    def launch(stream: int) -> None:
-        run(problem.m, 1, 1, stream, function, metadata, None, None, None, *arguments)
-
-    return launch
+    return VARIANTS.launcher(rms_norm_kernel, variant, problem.m, arguments, device, x.get_device())
