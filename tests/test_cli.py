@@ -25,14 +25,14 @@ from tests.data.test_autoheuristic import ATEN, TRITON, record, written
 from tests.selectors import random_selector, write_selector
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ["collect", "train", "export", "evaluate", "stability", "explain", "report", "devices"]
+COMMANDS = ["collect", "train", "export", "evaluate", "stability", "explain", "report", "doctor", "devices"]
 COMMANDS += ["bench", "calibrate", "data", "import"]
 LEAVES = [
     *((name,) for name in COMMANDS if name not in ("bench", "data", "import")),
     ("bench", "decode"),
     ("bench", "dispatch"),
     ("bench", "serving"),
-    *(("data", name) for name in ("list", "check", "merge", "problems")),
+    *(("data", name) for name in ("list", "check", "merge", "problems", "sentinels")),
     ("import", "autoheuristic"),
     ("calibrate", "simulate"),
 ]

@@ -11,6 +11,7 @@ from aks.cli.calibrate import calibrate
 from aks.cli.collect import collect
 from aks.cli.data import data
 from aks.cli.devices import devices
+from aks.cli.doctor import doctor
 from aks.cli.evaluate import evaluate, report
 from aks.cli.export import explain, export
 from aks.cli.imports import imports
@@ -34,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for command in (collect, train, export, evaluate, stability, explain, report, devices):
+for command in (collect, train, export, evaluate, stability, explain, report, doctor, devices):
     app.command()(command)
 app.add_typer(bench, name="bench")
 app.add_typer(calibrate, name="calibrate")

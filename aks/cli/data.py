@@ -1,4 +1,4 @@
-"""``aks data``: list, check, merge, problems."""
+"""``aks data``: list, check, merge, problems, sentinels."""
 
 from __future__ import annotations
 
@@ -134,3 +134,33 @@ def problems(
     )
     write_problems(found, out)
     print(f"{found.num_rows} problems written to {out}")
+
+
+@data.command()
+def sentinels(
+    file: Annotated[Path, typer.Argument(help="Parquet file of measurements that the tree was trained on.")],
+    op: OpName = "gemm",
+    model: Annotated[
+        Path | None, typer.Option(help="Exported folder; default: the shipped tree of the file's device.")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="How many problems.")] = 30,
+) -> None:
+    """Write sentinels.json beside an exported tree: problems and latencies that 'aks doctor' measures again.
+
+    \b
+    Examples:
+      aks data sentinels data/gemm/h200.parquet
+      aks data sentinels data/gemm/h200.parquet --model bundles/gemm/h200
+    """
+    from aks.collect.datafile import read_table
+    from aks.evaluate.doctor import choose_sentinels, write_sentinels
+    from aks.ops import find_op
+    from aks.runtime.predictor import Predictor
+
+    known_op = find_op(op)
+    rows = [row for row in read_table(file, known_op).to_pylist() if row["regime"] == Regime.COLD.value]
+    device = None if model or not rows else rows[0]["device"]
+    predictor = Predictor.load(known_op, device=device, path=model)
+    chosen, environment = choose_sentinels(known_op, predictor, rows, count)
+    path = write_sentinels(predictor, chosen, environment)
+    print(f"{len(chosen)} sentinels: {path}")

@@ -1,0 +1,112 @@
+"""``aks doctor``: whether a tree still fits this machine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from aks.cli.options import Model, OpName
+
+if TYPE_CHECKING:
+    from aks.core.config import Config
+    from aks.core.problem import Problem
+    from aks.evaluate.doctor import Checkup, Measure
+    from aks.ops.op import Op
+
+
+def doctor(
+    op: OpName = "gemm",
+    model: Model = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Also write all figures there.")] = None,
+) -> None:
+    """Measure some 30 sentinel problems again, and say whether the tree still fits this GPU and its software.
+
+    Compares the tree's choices and the vendor's calls, side by side, with what was recorded when the tree was
+    trained, and says which versions differ and whether kernels of a bundle load. Exit status 1: it does not fit.
+    Needs the 'gpu' extra. The sentinels lie beside the tree; 'aks data sentinels' writes them.
+
+    \b
+    Examples:
+      aks doctor
+      aks doctor --op fused_linear
+      aks doctor --model bundles/gemm/h200 --json doctor.json
+    """
+    from aks.collect.environment import current_environment
+    from aks.core.device import current_device
+    from aks.evaluate.doctor import examine, read_sentinels
+    from aks.ops import find_op
+    from aks.runtime.predictor import Predictor
+
+    known_op, device = find_op(op), current_device()
+    predictor = Predictor.load(known_op, device=device, path=model)
+    sentinels, recorded = read_sentinels(known_op, predictor.bundle.folder)
+    found = examine(known_op, sentinels, recorded, current_environment(), _timed(known_op, device))
+    faults, remarks = _serving(predictor, found)
+    _print(known_op, predictor, found, [*found.faults, *faults], [*found.remarks, *remarks])
+    if json_out:
+        document = {**asdict(found), "faults": [*found.faults, *faults], "remarks": [*found.remarks, *remarks]}
+        json_out.write_text(json.dumps(document, indent=1, default=str) + "\n")
+    raise typer.Exit(1 if found.faults or faults else 0)
+
+
+def _timed(op: Op, device: Any) -> Measure:
+    from aks.collect.timer import Timer
+    from aks.core.measurement import Regime, Status
+
+    timer = Timer(op, device)
+
+    def measure(problem: Problem, configs: Sequence[Config]) -> dict[Config, float | str]:
+        outcomes = [outcome.measurement for outcome in timer.measure(problem, configs, Regime.COLD)]
+        return {
+            one.config: one.latency_us
+            if one.status in (Status.OK, Status.RACED_OUT) and one.latency_us is not None
+            else f"{one.status.value}: {one.detail}"
+            for one in outcomes
+        }
+
+    return measure
+
+
+def _serving(predictor: Any, found: Checkup) -> tuple[list[str], list[str]]:
+    """Faults and remarks about what launches."""
+    from aks.core import kernel_files
+    from aks.core.errors import AksError
+    from aks.runtime import native
+
+    if not native.is_built():
+        return [], ["the native module is not built: Python launches"]
+    if kernel_files.TABLE_FILE not in predictor.bundle.manifest["files"]:
+        return [], ["the folder has no kernels (aks export --bundle): Triton compiles them as they are needed"]
+    try:
+        native.load_kernels(predictor.bundle)
+    except AksError as error:
+        return [f"the bundle's kernels do not load: {error}"], []
+    return [], []
+
+
+def _print(op: Op, predictor: Any, found: Checkup, faults: list[str], remarks: list[str]) -> None:
+    print(f"{op.name} on {predictor.tree.device}, {predictor.bundle.folder}")
+    print(f"{'recorded us':>12}{'now':>9}{'vendor':>9}{'now':>9}  problem, config")
+    for one in found.findings:
+        s = one.sentinel
+        now = (
+            f"{one.config_us:>9.2f}{s.vendor_us:>9.2f}{one.vendor_us:>9.2f}" if not one.error else f"  {one.error[:25]}"
+        )
+        print(f"{s.config_us:>12.2f}{now}  {s.problem.key()}, {s.config.key()}")
+    print(
+        f"medians of now over recorded: choices {found.latency_ratio:.3f}, vendor {found.vendor_ratio:.3f}, "
+        f"gain over the vendor {found.gain_ratio:.3f}; {found.slower} choices slower than the vendor"
+    )
+    for remark in remarks:
+        print(f"note: {remark}")
+    for fault in faults:
+        print(f"fault: {fault}")
+    if faults:
+        print("does not fit: measure again (aks collect, or aks calibrate for minutes), aks train, aks export")
+    else:
+        print("fits")

@@ -1,0 +1,212 @@
+"""Whether what was recorded still holds: a few sentinel problems, measured again on the GPU at hand.
+
+``choose_sentinels`` picks them of a file of measurements and writes down what the tree's choice and the vendor's call
+took; ``examine`` has both measured again, and says what has drifted. The file goes with one tree, by its hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from aks.core.bundle import TREE_FILE
+from aks.core.config import Config
+from aks.core.errors import ArtifactError
+from aks.core.problem import Problem
+from aks.core.record import Environment
+from aks.ops.op import Op
+from aks.runtime.predictor import Predictor
+
+SENTINELS_FILE = "sentinels.json"
+_FORMAT, _VERSION = "aks-sentinels", 1
+LATENCY_DRIFT = 0.10
+"""Median latency, of choices or of the vendor's call, may differ by so much from what was recorded."""
+GAIN_DRIFT = 0.03
+"""The median gain over the vendor's call may have become smaller by so much."""
+SLOWER, SLOWER_SHARE = 0.05, 0.10
+"""Choices that are slower than the vendor's call by so much, and their share that is too many.
+
+Runs differ by 1.6 % (data/gemm/README.md), so one problem says little: each criterion is over all of them.
+"""
+
+Measure = Callable[[Problem, Sequence[Config]], Mapping[Config, float | str]]
+"""Microseconds of each config on a problem, or what went wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sentinel:
+    """A problem, the tree's choice for it, and what it and the vendor's call took, in microseconds."""
+
+    problem: Problem
+    config: Config
+    config_us: float
+    vendor_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A sentinel measured again; error says why it could not be."""
+
+    sentinel: Sentinel
+    config_us: float = 0.0
+    vendor_us: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Checkup:
+    """What ``examine`` found.
+
+    latency_ratio and vendor_ratio are medians of measured over recorded latency; gain_ratio that of the gain over
+    the vendor's call; slower counts choices that lose to it. remarks are to know, faults make it unfit.
+    """
+
+    findings: list[Finding]
+    latency_ratio: float
+    vendor_ratio: float
+    gain_ratio: float
+    slower: int
+    faults: list[str]
+    remarks: list[str]
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether the tree may go on as it is."""
+        return not self.faults
+
+
+def choose_sentinels(
+    op: Op, predictor: Predictor, rows: Sequence[Mapping[str, Any]], count: int = 30
+) -> tuple[list[Sentinel], Environment]:
+    """Problems of rows of measurements (``aks.core.record``, one regime) that are spread evenly over their axes.
+
+    Those count for which the tree chooses a kernel that was measured to the end, as the vendor's call was.
+
+    Raises
+    ------
+    ArtifactError
+        If there are none.
+    """
+    latencies: dict[Problem, dict[Config, float]] = {}
+    for row in rows:
+        if row["status"] == "ok":
+            problem, config = op.problem_type.from_row(dict(row)), op.config_type.from_row(dict(row))
+            latencies.setdefault(problem, {})[config] = row["latency_us"]
+    found = []
+    for problem, known in latencies.items():
+        config = predictor.predict(**problem.to_row())
+        if config != op.vendor and config in known and op.vendor in known:
+            found.append(Sentinel(problem, config, known[config], known[op.vendor]))
+    if not found:
+        raise ArtifactError(f"{predictor.bundle.folder} chooses nothing of its own that these measurements have")
+    found.sort(key=lambda one: [getattr(one.problem, axis) for axis in op.problem_type.AXES])
+    places = {round(place * (len(found) - 1) / max(1, count - 1)) for place in range(min(count, len(found)))}
+    newest = max(rows, key=lambda row: row["measured_at"])
+    return [found[place] for place in sorted(places)], Environment(
+        **{name: newest[name] for name in Environment.__slots__}
+    )
+
+
+def write_sentinels(predictor: Predictor, sentinels: Sequence[Sentinel], environment: Environment) -> Path:
+    """Write them beside the predictor's tree. Returns the file."""
+    folder = predictor.bundle.folder
+    document = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "op": predictor.tree.op,
+        "device": predictor.tree.device,
+        "tree_sha256": _tree_hash(folder),
+        "environment": asdict(environment),
+        "sentinels": [
+            {
+                "problem": one.problem.to_row(),
+                "config": one.config.to_row(),
+                "config_us": one.config_us,
+                "vendor_us": one.vendor_us,
+            }
+            for one in sentinels
+        ],
+    }
+    path = folder / SENTINELS_FILE
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    return path
+
+
+def read_sentinels(op: Op, folder: Path) -> tuple[list[Sentinel], Environment]:
+    """The sentinels of an exported folder.
+
+    Raises
+    ------
+    ArtifactError
+        If there are none, or they are of another tree or damaged.
+    """
+    path = folder / SENTINELS_FILE
+    redo = "write them of its measurements: aks data sentinels"
+    try:
+        document = json.loads(path.read_text())
+        if (document["format"], document["version"]) != (_FORMAT, _VERSION):
+            raise ArtifactError(f"{path} has another format or version; {redo}")
+        if document["tree_sha256"] != _tree_hash(folder):
+            raise ArtifactError(f"{path} is of another tree than {TREE_FILE} beside it; {redo}")
+        sentinels = [
+            Sentinel(
+                op.problem_type.from_row(row["problem"]),
+                op.config_type.from_row(row["config"]),
+                float(row["config_us"]),
+                float(row["vendor_us"]),
+            )
+            for row in document["sentinels"]
+        ]
+        return sentinels, Environment(**document["environment"])
+    except FileNotFoundError:
+        raise ArtifactError(f"{folder} has no {SENTINELS_FILE}; {redo}") from None
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read: {error!r}; {redo}") from error
+
+
+def examine(
+    op: Op, sentinels: Sequence[Sentinel], recorded: Environment, present: Environment, measure: Measure
+) -> Checkup:
+    """Measure sentinels and compare: one after the other, the choice and the vendor's call side by side."""
+    findings = [_examine(op, one, measure) for one in sentinels]
+    good = [finding for finding in findings if not finding.error]
+    faults = [
+        f"{one.sentinel.config.key()} on {one.sentinel.problem.key()}: {one.error}" for one in findings if one.error
+    ]
+    latency, vendor, gain, slower = 1.0, 1.0, 1.0, 0
+    if good:
+        latency = median(one.config_us / one.sentinel.config_us for one in good)
+        vendor = median(one.vendor_us / one.sentinel.vendor_us for one in good)
+        gain = median(
+            (one.vendor_us / one.config_us) / (one.sentinel.vendor_us / one.sentinel.config_us) for one in good
+        )
+        slower = sum(one.config_us > one.vendor_us * (1 + SLOWER) for one in good)
+        for what, ratio in (("choices", latency), ("the vendor's calls", vendor)):
+            if abs(ratio - 1) > LATENCY_DRIFT:
+                faults.append(
+                    f"{what} take {ratio:.2f} times what was recorded: other clocks, other work, other kernels?"
+                )
+        if gain < 1 - GAIN_DRIFT:
+            faults.append(f"the gain over the vendor's calls is {gain:.3f} of what was recorded")
+        if slower > SLOWER_SHARE * len(good):
+            faults.append(f"{slower} of {len(good)} choices are more than {SLOWER:.0%} slower than the vendor's call")
+    was, now = asdict(recorded), asdict(present)
+    remarks = [f"{name} was {was[name]}, is {now[name]}" for name in was if was[name] != now[name]]
+    return Checkup(findings, latency, vendor, gain, slower, faults, remarks)
+
+
+def _examine(op: Op, sentinel: Sentinel, measure: Measure) -> Finding:
+    found = measure(sentinel.problem, (op.vendor, sentinel.config))
+    config, vendor = found.get(sentinel.config, "was not measured"), found.get(op.vendor, "was not measured")
+    if isinstance(config, str) or isinstance(vendor, str):
+        return Finding(sentinel, error=config if isinstance(config, str) else f"the vendor's call {vendor}")
+    return Finding(sentinel, config, vendor)
+
+
+def _tree_hash(folder: Path) -> str:
+    return hashlib.sha256((folder / TREE_FILE).read_bytes()).hexdigest()

@@ -1,0 +1,171 @@
+"""Sentinels: which they are, what is refused, and when a tree is said not to fit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+import aks
+from aks.cli import main
+from aks.core.errors import ArtifactError
+from aks.core.record import Environment
+from aks.evaluate.doctor import (
+    SENTINELS_FILE,
+    Sentinel,
+    choose_sentinels,
+    examine,
+    read_sentinels,
+    write_sentinels,
+)
+from aks.ops import OPS
+from aks.ops.gemm.spec import GEMM, GemmProblem
+from aks.runtime.predictor import Predictor
+
+MODELS = Path(aks.__file__).parents[1] / "models"
+NOW = Environment("1", "13.0", "13.1", "2.11", "3.6", "3.12")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(MODELS / "gemm/h200", tmp_path / "tree"))
+
+
+def rows(predictor: Predictor) -> list[dict]:
+    """Measurements of 60 problems: of each the tree's choice at 10 us and the vendor's call at 12."""
+    found = []
+    for m in range(1, 61):
+        problem = GemmProblem(m, 4096, 4096, static_weights=True)
+        for config, latency in ((predictor.predict(**problem.to_row()), 10.0), (GEMM.vendor, 12.0)):
+            row = {**problem.to_row(), **config.to_row(), "status": "ok", "latency_us": latency, "measured_at": "2026"}
+            found.append(row | asdict(NOW))
+    return found
+
+
+def sentinels(predictor: Predictor, count: int = 30) -> list[Sentinel]:
+    return choose_sentinels(GEMM, predictor, rows(predictor), count)[0]
+
+
+def test_sentinels_are_spread_over_what_the_tree_chooses_itself(folder: Path) -> None:
+    predictor = Predictor.load(GEMM, path=folder)
+    chosen, environment = choose_sentinels(GEMM, predictor, rows(predictor), 10)
+    sizes = [one.problem.to_row()["m"] for one in chosen]
+    own = [m for m in range(1, 61) if predictor.predict(m, 4096, 4096, static_weights=True) != GEMM.vendor]
+    assert len(chosen) == 10 and sizes == sorted(sizes) and (sizes[0], sizes[-1]) == (own[0], own[-1])
+    assert all(one.config != GEMM.vendor and (one.config_us, one.vendor_us) == (10.0, 12.0) for one in chosen)
+    assert environment == NOW
+    with pytest.raises(ArtifactError, match="chooses nothing of its own"):
+        choose_sentinels(GEMM, predictor, [row | {"status": "raced_out"} for row in rows(predictor)])
+
+
+def test_they_are_read_as_written_for_this_tree_alone(folder: Path) -> None:
+    predictor = Predictor.load(GEMM, path=folder)
+    chosen = sentinels(predictor)
+    path = write_sentinels(predictor, chosen, NOW)
+    assert read_sentinels(GEMM, folder) == (chosen, NOW)
+    text = path.read_text()
+    for broken in (text[:-30], text.replace('"config_us"', '"us"'), text.replace("aks-sentinels", "other")):
+        path.write_text(broken)
+        with pytest.raises(ArtifactError, match="aks data sentinels"):
+            read_sentinels(GEMM, folder)
+    path.write_text(text)
+    (folder / "tree.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="of another tree"):
+        read_sentinels(GEMM, folder)
+    path.unlink()
+    with pytest.raises(ArtifactError, match=f"has no {SENTINELS_FILE}"):
+        read_sentinels(GEMM, folder)
+
+
+@pytest.mark.parametrize("op", ["gemm", "fused_linear", "rms_norm"])
+def test_shipped_trees_have_theirs(op: str) -> None:
+    predictor = Predictor.load(OPS[op], device="h200", path=MODELS / op / "h200")
+    chosen, environment = read_sentinels(OPS[op], MODELS / op / "h200")
+    assert len(chosen) == 30 and environment.driver
+    assert all(predictor.predict(**one.problem.to_row()) == one.config for one in chosen)
+
+
+def examined(folder: Path, config_us, vendor_us=lambda place: 12.0, present: Environment = NOW):
+    """A checkup where the sentinel at ``place`` takes so long."""
+    chosen = sentinels(Predictor.load(GEMM, path=folder))
+    place = iter(range(len(chosen)))
+
+    def measure(problem, configs):
+        at = next(place)
+        return dict(zip(configs, (vendor_us(at), config_us(at)), strict=True))
+
+    return examine(GEMM, chosen, NOW, present, measure)
+
+
+def test_noise_is_no_drift(folder: Path) -> None:
+    found = examined(folder, lambda at: 10.0 + 0.3 * (at % 3 - 1), lambda at: 12.0 + 0.3 * (at % 2))
+    assert found.is_fit and not found.remarks and found.slower == 0
+    assert found.latency_ratio == 1.0 and len(found.findings) == 30
+
+
+def test_versions_are_told_but_no_fault(folder: Path) -> None:
+    found = examined(folder, lambda at: 10.0, present=replace(NOW, driver="2"))
+    assert found.is_fit and found.remarks == ["driver was 1, is 2"]
+
+
+@pytest.mark.parametrize(
+    ("config_us", "vendor_us", "fault"),
+    [
+        (lambda at: 12.0, lambda at: 14.4, "choices take 1.20 times"),
+        (lambda at: 10.0, lambda at: 10.5, "the gain over the vendor's calls is 0.875"),
+        (lambda at: 13.0 if at % 5 == 0 else 10.0, lambda at: 12.0, "choices are more than 5% slower"),
+        (lambda at: "wrong result: NaN" if at == 3 else 10.0, lambda at: 12.0, "wrong result: NaN"),
+        (lambda at: "failed", lambda at: 12.0, "failed"),
+    ],
+    ids=["slower GPU", "faster vendor", "some lose", "one is wrong", "none runs"],
+)
+def test_what_does_not_fit_is_said(folder: Path, config_us, vendor_us, fault: str) -> None:
+    found = examined(folder, config_us, vendor_us)
+    assert not found.is_fit and any(fault in one for one in found.faults), found.faults
+
+
+def test_one_loser_is_noise(folder: Path) -> None:
+    found = examined(folder, lambda at: 13.0 if at == 4 else 10.0)
+    assert found.is_fit and found.slower == 1
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.5])
+def test_the_command_says_and_exits_by_what_it_found(monkeypatch, capsys, tmp_path: Path, factor: float) -> None:
+    recorded = {
+        (one.problem, config): latency
+        for one in read_sentinels(GEMM, MODELS / "gemm/h200")[0]
+        for config, latency in ((one.config, one.config_us), (GEMM.vendor, one.vendor_us))
+    }
+
+    def timed(op, device):
+        return lambda problem, configs: {config: factor * recorded[problem, config] for config in configs}
+
+    monkeypatch.setattr(sys.modules["aks.cli.doctor"], "_timed", timed)
+    monkeypatch.setattr("aks.core.device.current_device", lambda: aks.find_device("h200"))
+    monkeypatch.setattr("aks.collect.environment.current_environment", lambda: NOW)
+    monkeypatch.setattr(sys, "argv", ["aks", "doctor", "--json", str(tmp_path / "doctor.json")])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    out = capsys.readouterr().out
+    assert bool(caught.value.code) == (factor > 1)
+    assert ("\nfits" in out) == (factor == 1) and f"choices {factor:.3f}, vendor {factor:.3f}" in out
+    assert "note: torch was 2.11.0+cu130, is 2.11" in out and "the folder has no kernels" in out
+    document = json.loads((tmp_path / "doctor.json").read_text())
+    assert len(document["findings"]) == 30 and bool(document["faults"]) == (factor > 1)
+
+
+@pytest.mark.gpu
+def test_the_command_on_the_gpu(monkeypatch, capsys, tmp_path: Path) -> None:
+    if aks.current_device().name != "h200":
+        pytest.skip("the shipped tree is for another GPU")
+    monkeypatch.setattr(sys, "argv", ["aks", "doctor", "--json", str(tmp_path / "doctor.json")])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    out = capsys.readouterr().out
+    assert ("\nfits" in out) == (not caught.value.code)
+    assert "medians of now over recorded" in out
+    assert len(json.loads((tmp_path / "doctor.json").read_text())["findings"]) == 30
