@@ -98,10 +98,11 @@ def _print(op: Op, predictor: Any, found: Checkup, faults: list[str], remarks: l
             f"{one.config_us:>9.2f}{s.vendor_us:>9.2f}{one.vendor_us:>9.2f}" if not one.error else f"  {one.error[:25]}"
         )
         print(f"{s.config_us:>12.2f}{now}  {s.problem.key()}, {s.config.key()}")
-    print(
-        f"medians of now over recorded: choices {found.latency_ratio:.3f}, vendor {found.vendor_ratio:.3f}, "
-        f"gain over the vendor {found.gain_ratio:.3f}; {found.slower} choices slower than the vendor"
-    )
+    if not all(one.error for one in found.findings):
+        print(
+            f"medians of now over recorded: choices {found.latency_ratio:.3f}, vendor {found.vendor_ratio:.3f}, "
+            f"gain over the vendor {found.gain_ratio:.3f}; {found.slower} choices slower than the vendor"
+        )
     for remark in remarks:
         print(f"note: {remark}")
     for fault in faults:

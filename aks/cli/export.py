@@ -22,6 +22,7 @@ def export(
     With --bundle also kernels.json and kernels.bin, compiled for the device: serving then needs neither
     Triton nor a compiler. This needs no GPU; 750 kernels take about three minutes on two CPUs.
 
+    Sentinels (aks data sentinels) that lie beside the selector and are of the same tree come along.
     What it replaces is kept in the folder's versions/, where Predictor.load(version=...) finds it.
 
     \b
@@ -33,6 +34,7 @@ def export(
     """
     from aks.core import artifact
     from aks.core.device import DeviceSpec, find_device
+    from aks.evaluate.doctor import carry_sentinels
     from aks.export.bundle import export as write
     from aks.export.selector import read_selector
     from aks.ops import find_op
@@ -45,6 +47,7 @@ def export(
         named = target or DeviceSpec.from_row(content.get("device", {}))
         out = Path("models", str(content.get("op")), named.name)
     manifest = write(selector, out, device=target, kernels=bundle)
+    carry_sentinels(selector.parent, out)
     tree = manifest["tree"]
     version = artifact.version_of(manifest)
     print(

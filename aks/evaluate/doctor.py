@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from aks.core import artifact
 from aks.core.bundle import TREE_FILE
 from aks.core.config import Config
 from aks.core.errors import ArtifactError
@@ -92,24 +95,37 @@ def choose_sentinels(
     ArtifactError
         If there are none.
     """
-    latencies: dict[Problem, dict[Config, float]] = {}
+    latencies: dict[Problem, dict[Config, list[float]]] = {}
     for row in rows:
         if row["status"] == "ok":
             problem, config = op.problem_type.from_row(dict(row)), op.config_type.from_row(dict(row))
-            latencies.setdefault(problem, {})[config] = row["latency_us"]
+            latencies.setdefault(problem, {}).setdefault(config, []).append(row["latency_us"])
     found = []
     for problem, known in latencies.items():
         config = predictor.predict(**problem.to_row())
         if config != op.vendor and config in known and op.vendor in known:
-            found.append(Sentinel(problem, config, known[config], known[op.vendor]))
+            found.append(Sentinel(problem, config, median(known[config]), median(known[op.vendor])))
     if not found:
         raise ArtifactError(f"{predictor.bundle.folder} chooses nothing of its own that these measurements have")
-    found.sort(key=lambda one: [getattr(one.problem, axis) for axis in op.problem_type.AXES])
-    places = {round(place * (len(found) - 1) / max(1, count - 1)) for place in range(min(count, len(found)))}
+    chosen = _spread(found, op.problem_type.AXES, count)
     newest = max(rows, key=lambda row: row["measured_at"])
-    return [found[place] for place in sorted(places)], Environment(
-        **{name: newest[name] for name in Environment.__slots__}
-    )
+    return chosen, Environment(**{name: newest[name] for name in Environment.__slots__})
+
+
+def _spread(found: Sequence[Sentinel], axes: Sequence[str], count: int) -> list[Sentinel]:
+    """So many, the first axis (rows) spread evenly on a log scale, the others in turn small and large."""
+    left = sorted(found, key=lambda one: [getattr(one.problem, axis) for axis in axes])
+    rows = [math.log(getattr(one.problem, axes[0])) for one in left]
+    low, high = rows[0], rows[-1]
+    chosen: list[Sentinel] = []
+    for place in range(min(count, len(left))):
+        wanted = low + (high - low) * place / max(1, count - 1)
+        nearest = min(abs(row - wanted) for row in rows)
+        ties = [at for at, row in enumerate(rows) if abs(row - wanted) == nearest]
+        at = ties[place * 7 % len(ties)]
+        chosen.append(left.pop(at))
+        rows.pop(at)
+    return sorted(chosen, key=lambda one: [getattr(one.problem, axis) for axis in axes])
 
 
 def write_sentinels(predictor: Predictor, sentinels: Sequence[Sentinel], environment: Environment) -> Path:
@@ -133,8 +149,18 @@ def write_sentinels(predictor: Predictor, sentinels: Sequence[Sentinel], environ
         ],
     }
     path = folder / SENTINELS_FILE
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    path.write_bytes(artifact.dump(artifact.seal(document), indent=1))
     return path
+
+
+def carry_sentinels(source: Path, target: Path) -> bool:
+    """Copy the sentinels of one folder to another that has the same tree. Returns whether there were any."""
+    path = source / SENTINELS_FILE
+    if not path.exists() or json.loads(path.read_text()).get("tree_sha256") != _tree_hash(target):
+        return False
+    if source.resolve() != target.resolve():
+        shutil.copyfile(path, target / SENTINELS_FILE)
+    return True
 
 
 def read_sentinels(op: Op, folder: Path) -> tuple[list[Sentinel], Environment]:
@@ -151,6 +177,8 @@ def read_sentinels(op: Op, folder: Path) -> tuple[list[Sentinel], Environment]:
         document = json.loads(path.read_text())
         if (document["format"], document["version"]) != (_FORMAT, _VERSION):
             raise ArtifactError(f"{path} has another format or version; {redo}")
+        if artifact.seal(document) != document:
+            raise ArtifactError(f"{path} was altered: its content does not match its sha256; {redo}")
         if document["tree_sha256"] != _tree_hash(folder):
             raise ArtifactError(f"{path} is of another tree than {TREE_FILE} beside it; {redo}")
         sentinels = [

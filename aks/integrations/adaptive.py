@@ -196,7 +196,8 @@ class AdaptiveKernel:
 
     def counts(self) -> dict[str, int]:
         """How often a tree's favourite did not run, by reason: ``Predictor.counts``, and where no tree was asked."""
-        total = Counter(self._unasked)
+        with self._lock:
+            total = Counter(self._unasked)
         for predictor in self._served():
             total.update(predictor.counts())
         return dict(total)
@@ -204,7 +205,9 @@ class AdaptiveKernel:
     def missed(self) -> list[tuple[dict[str, Any], int]]:
         """Problems that no tree knew, with their counts: what to collect next. As ``Predictor.missed``."""
         names = (*self.op.problem_type.AXES, "dtype")
-        problems = [(dict(zip(names, values, strict=True)), count) for values, count in self._missed.items()]
+        with self._lock:
+            missed = list(self._missed.items())
+        problems = [(dict(zip(names, values, strict=True)), count) for values, count in missed]
         return problems + [entry for predictor in self._served() for entry in predictor.missed()]
 
     def tensor_dtypes(self, arguments: Mapping[str, Any]) -> tuple[torch.dtype, ...]:

@@ -61,13 +61,19 @@ class GemmDispatcher:
         if kernels:
             predictor.add_source(kernels.take_misses)
         self._scratch: dict[int, Scratch] = {}
-        self._spare: Scratch | None = None
+        self._spare: list[Scratch] = []  # none or one
         self._lock = threading.Lock()
+
+    @property
+    def version(self) -> str:
+        """Of the tree that it answers by."""
+        return self._choices.bundle.version
 
     def succeeded_by(self, choices: Choices, kernels: native.Kernels | None) -> GemmDispatcher:
         """One for what a newer tree answers, with that one's kernels."""
         made = GemmDispatcher(self.predictor, self.device, self.index, kernels, choices)
-        made._scratch, made._spare = self._scratch, self._spare  # launches of a stream follow one another
+        # Launches of a stream follow one another, whoever makes them.
+        made._scratch, made._spare, made._lock = self._scratch, self._spare, self._lock
         return made
 
     def choose(self, problem: GemmProblem) -> GemmConfig:
@@ -175,14 +181,15 @@ class GemmDispatcher:
     def scratch_of(self, stream: int) -> Scratch | None:
         """Memory of the stream; None if it has none yet, is being captured, and another capture took the reserve."""
         scratch = self._scratch.get(stream)
-        if scratch is not None and self._spare is not None:
+        if scratch is not None and self._spare:
             return scratch
         with self._lock:
             if not torch.cuda.is_current_stream_capturing():
                 scratch = self._scratch.get(stream) or self._allocate()
-                self._spare = self._spare or self._allocate()
+                if not self._spare:
+                    self._spare.append(self._allocate())
             elif scratch is None:
-                scratch, self._spare = self._spare, None
+                scratch = self._spare.pop() if self._spare else None
             if scratch is not None:
                 self._scratch[stream] = scratch
         return scratch

@@ -38,9 +38,15 @@ class LayerDispatcher:
         self._choices = choices or predictor.current  # which go with these kernels
         self.device = device
         self.index = index
+        self.kernels = kernels
         self._launch = kernels.launch if kernels else None
         if kernels:
             predictor.add_source(kernels.take_misses)
+
+    @property
+    def version(self) -> str:
+        """Of the tree that it answers by."""
+        return self._choices.bundle.version
 
     def succeeded_by(self, choices: Choices, kernels: native.Kernels | None) -> LayerDispatcher:
         """One for what a newer tree answers, with that one's kernels."""

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from aks.core.bundle import Bundle
 from aks.core.device import DeviceSpec, current_device, device_slug
 from aks.core.errors import AksError, ArtifactError
 from aks.ops.gemm import cublaslt
@@ -19,6 +20,8 @@ from aks.runtime.predictor import COUNT, Predictor
 
 Make = Callable[[Op, Predictor, DeviceSpec, int, native.Kernels | None], Any]
 
+_FAMILY = "missed"
+"""The family of problems in files of misses: of which model they are, nobody knows."""
 _loaded: dict[tuple[str, int], Any] = {}
 _lock = threading.RLock()
 _retired: list[Any] = []
@@ -50,8 +53,21 @@ def _load(op: Op, index: int, make: Make) -> Any:
     return make(op, predictor, device, index, kernels)
 
 
-def _kernels_of(bundle: Any, index: int) -> native.Kernels | None:
+def _kernels_of(bundle: Bundle, index: int) -> native.Kernels | None:
     return native.load_kernels(bundle, index, cublaslt=cublaslt.library_paths())
+
+
+def _kernels_like(old: Any, bundle: Bundle, index: int) -> native.Kernels | None:
+    """The kernels of a bundle for the successor of a dispatcher, which has kernels if that has."""
+    if old.kernels is None:
+        try:
+            return _kernels_of(bundle, index)
+        except AksError:  # as when it was loaded first: Python launches
+            return None
+    kernels = _kernels_of(bundle, index)
+    if kernels is None:
+        raise ArtifactError(f"{bundle.folder} has no kernels now, and what serves has; export it with --bundle")
+    return kernels
 
 
 def reload() -> dict[str, str]:
@@ -82,16 +98,17 @@ def reload() -> dict[str, str]:
                 del _loaded[name, index]
                 continue
             try:
-                choices = old.predictor.newer()
-                if choices is None:
+                choices = old.predictor.newer() or old.predictor.current
+                if choices.bundle.version == old.version:
                     continue
-                successor = old.succeeded_by(choices, _kernels_of(choices.bundle, index))
+                successor = old.succeeded_by(choices, _kernels_like(old, choices.bundle, index))
             except AksError as error:
                 failed[f"{name} cuda:{index}"] = error
                 continue
+            # Launches before the version that tells of them: graphs are captured anew when they see another.
+            _loaded[name, index] = successor
             # Misses are counted by the same predictor; whoever is in the old dispatcher has its own choices.
             old.predictor.take(choices)
-            _loaded[name, index] = successor
             _retired.append(old)
             changed[f"{name} cuda:{index}"] = choices.bundle.version
     if failed:
@@ -129,8 +146,10 @@ def _write(path: Path, missed: list[tuple[dict[str, Any], int]]) -> None:
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow([*missed[0][0], COUNT])
-        rows.writerows([*problem.values(), count] for problem, count in sorted(missed, key=lambda entry: -entry[1]))
+        rows.writerow([*missed[0][0], COUNT, "families"])
+        rows.writerows(
+            [*problem.values(), count, _FAMILY] for problem, count in sorted(missed, key=lambda entry: -entry[1])
+        )
     partial.replace(path)
 
 

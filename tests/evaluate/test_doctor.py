@@ -17,6 +17,7 @@ from aks.core.record import Environment
 from aks.evaluate.doctor import (
     SENTINELS_FILE,
     Sentinel,
+    carry_sentinels,
     choose_sentinels,
     examine,
     read_sentinels,
@@ -68,11 +69,19 @@ def test_they_are_read_as_written_for_this_tree_alone(folder: Path) -> None:
     path = write_sentinels(predictor, chosen, NOW)
     assert read_sentinels(GEMM, folder) == (chosen, NOW)
     text = path.read_text()
-    for broken in (text[:-30], text.replace('"config_us"', '"us"'), text.replace("aks-sentinels", "other")):
+    for broken in (
+        text[:-30],
+        text.replace('"config_us"', '"us"'),
+        text.replace("aks-sentinels", "other"),
+        text.replace('"config_us": 10.0', '"config_us": 30.0'),
+    ):
         path.write_text(broken)
         with pytest.raises(ArtifactError, match="aks data sentinels"):
             read_sentinels(GEMM, folder)
     path.write_text(text)
+    assert carry_sentinels(folder, Path(shutil.copytree(MODELS / "gemm/h200", folder.parent / "same")))
+    assert read_sentinels(GEMM, folder.parent / "same") == (chosen, NOW)
+    assert not carry_sentinels(folder, MODELS / "rms_norm/h200")
     (folder / "tree.json").write_text("{}")
     with pytest.raises(ArtifactError, match="of another tree"):
         read_sentinels(GEMM, folder)

@@ -30,10 +30,13 @@ PROBLEM = {"m": 16, "n": 4096, "k": 4096, "static_weights": True}
 
 
 def exported(folder: Path, portfolio: int) -> Path:
-    """A tree of one leaf, that answers the first config that is not the vendor's of the portfolio of this seed."""
+    """A tree of one leaf, that answers the config at index ``portfolio`` of the portfolio of this seed."""
     selector = random_selector(portfolio, portfolio=8)
+    legal: list[Any] = GEMM.space.legal(GEMM.problem_type.from_row(PROBLEM), H200)
+    kernels = [config for config in legal if config.num_warps and config.to_row() not in selector["portfolio"]]
+    selector["portfolio"][portfolio] = kernels[3 * portfolio].to_row()
     selector["support"] = {"axes": {axis: [1, 100_000] for axis in "mnk"}, "choices": {}}
-    leaf = {"feature": -1, "threshold": 0.0, "left": -1, "right": -1, "ranking": [1, 0]}
+    leaf = {"feature": -1, "threshold": 0.0, "left": -1, "right": -1, "ranking": [portfolio, 0]}
     leaf |= {"expected_slowdown": [1.0, 1.1], "count": 1, "abstain": False}
     selector["tree"] = {name: [value] for name, value in leaf.items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +46,7 @@ def exported(folder: Path, portfolio: int) -> Path:
 
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[Path, Path]:
-    """Folders whose trees answer at one index, of other portfolios."""
+    """Folders whose trees answer at indices 1 and 2, of other portfolios."""
     folders = exported(tmp_path / "a", 1), exported(tmp_path / "b", 2)
     configs = [Predictor.load(GEMM, path=folder).configs for folder in folders]
     assert configs[0] != configs[1]
@@ -52,6 +55,8 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_answers_of_threads_are_of_one_tree(two) -> None:
     predictor = Predictor.load(GEMM, path=two[0])
+    answers = {Predictor.load(GEMM, path=folder).predict(**PROBLEM) for folder in two}
+    assert len(answers) == 2
     known = {Predictor.load(GEMM, path=folder).configs for folder in two}
     stop, wrong, count = threading.Event(), [], [0]
 
@@ -60,7 +65,7 @@ def test_answers_of_threads_are_of_one_tree(two) -> None:
             now = predictor.current
             if now.configs not in known or now.configs[now.select(**PROBLEM)] is not now.predict(**PROBLEM):
                 wrong.append(now)
-            if not any(predictor.predict(**PROBLEM) in configs for configs in known):
+            if predictor.predict(**PROBLEM) not in answers:
                 wrong.append(predictor.version)
             count[0] += 1
 
@@ -141,7 +146,39 @@ def test_a_dispatcher_is_replaced_whole_and_the_old_one_goes_on(serving) -> None
     assert new.kernels.version == new.predictor.version != old.kernels.version  # type: ignore[union-attr]
     # Whoever is inside the old one reads its kernels' answers by its own configs.
     assert old._config(1) != new._config(1) and new._config(1) == new.predictor.configs[1]
+    assert new._lock is old._lock and new._spare is old._spare
     assert served._retired == [old] and not aks.reload()
+
+
+def test_a_predictor_that_was_reloaded_alone_is_caught_up_with(serving) -> None:
+    old = dispatcher.dispatcher_of(0)
+    assert old is not None
+    exported(serving.folder, 2)
+    assert old.predictor.reload() and old.version != old.predictor.version
+    assert list(aks.reload()) == ["gemm cuda:0"]
+    new = dispatcher.dispatcher_of(0)
+    assert new is not None and new.version == new.predictor.version
+
+
+def test_kernels_are_not_given_up(serving, monkeypatch) -> None:
+    old = dispatcher.dispatcher_of(0)
+    exported(serving.folder, 2)
+    monkeypatch.setattr(served, "_kernels_of", lambda loaded, index: None)
+    with pytest.raises(ArtifactError, match="export it with --bundle"):
+        aks.reload()
+    assert old is not None and dispatcher.dispatcher_of(0) is old
+
+
+def test_who_had_no_kernels_goes_on_without(serving, monkeypatch) -> None:
+    def broken(loaded: Any, index: int) -> Any:
+        raise ArtifactError("the driver is too old")
+
+    monkeypatch.setattr(served, "_kernels_of", broken)
+    with pytest.warns(UserWarning, match="too old"):
+        old = dispatcher.dispatcher_of(0)
+    assert old is not None and old.kernels is None
+    exported(serving.folder, 2)
+    assert list(aks.reload()) == ["gemm cuda:0"]
 
 
 def test_what_does_not_load_leaves_the_dispatcher(serving, monkeypatch) -> None:
@@ -180,7 +217,7 @@ def test_misses_are_written_and_collected(serving, tmp_path: Path) -> None:
     assert {(p.to_row()["dtype"], p.to_row()["static_weights"], p.to_row()["n"]) for p in problems} == {
         ("fp16", True, 64)
     }
-    path.write_text(path.read_text().replace(",3\n", ",often\n"))
+    path.write_text(path.read_text().replace(",3,missed", ",often,missed"))
     with pytest.raises(InvalidProblemError, match="count is 'often'"):
         problems_from_csv(GEMM, path)
 

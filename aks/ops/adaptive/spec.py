@@ -32,7 +32,19 @@ JOINED = "_"
 """Between the types of a call's tensors, where they are not all the same: ``bf16_fp32_bf16``."""
 
 _RESERVED = {
-    *("op", "families", "configs", "regime", "status", "latency_us", "samples_us", "detail", "device", "dtype"),
+    *(
+        "op",
+        "families",
+        "configs",
+        "count",
+        "regime",
+        "status",
+        "latency_us",
+        "samples_us",
+        "detail",
+        "device",
+        "dtype",
+    ),
     *(entry.name for kind in (DeviceSpec, Environment, Record) for entry in fields(kind)),
     *(name for kind in (Problem, Config) for name in dir(kind)),
 }
