@@ -27,8 +27,9 @@ def doctor(
     """Measure some 30 sentinel problems again, and say whether the tree still fits this GPU and its software.
 
     Compares the tree's choices and the vendor's calls, side by side, with what was recorded when the tree was
-    trained, and says which versions differ and whether kernels of a bundle load. Exit status 1: it does not fit.
-    Needs the 'gpu' extra. The sentinels lie beside the tree; 'aks data sentinels' writes them.
+    trained, and says which versions differ and whether kernels of a bundle load. Exit status 1: it does not fit;
+    2: there is nothing to compare. Needs the 'gpu' extra. The sentinels lie beside the tree; 'aks data sentinels'
+    writes them.
 
     \b
     Examples:
@@ -49,7 +50,12 @@ def doctor(
     faults, remarks = _serving(predictor, found)
     _print(known_op, predictor, found, [*found.faults, *faults], [*found.remarks, *remarks])
     if json_out:
-        document = {**asdict(found), "faults": [*found.faults, *faults], "remarks": [*found.remarks, *remarks]}
+        document = {
+            "fits": not (found.faults or faults),
+            **asdict(found),
+            "faults": [*found.faults, *faults],
+            "remarks": [*found.remarks, *remarks],
+        }
         json_out.write_text(json.dumps(document, indent=1, default=str) + "\n")
     raise typer.Exit(1 if found.faults or faults else 0)
 

@@ -19,7 +19,7 @@ from typing import Any
 from aks.core import artifact
 from aks.core.bundle import TREE_FILE
 from aks.core.config import Config
-from aks.core.errors import ArtifactError
+from aks.core.errors import AksError, ArtifactError
 from aks.core.problem import Problem
 from aks.core.record import Environment
 from aks.ops.op import Op
@@ -31,8 +31,8 @@ LATENCY_DRIFT = 0.10
 """Median latency, of choices or of the vendor's call, may differ by so much from what was recorded."""
 GAIN_DRIFT = 0.03
 """The median gain over the vendor's call may have become smaller by so much."""
-SLOWER, SLOWER_SHARE = 0.05, 0.10
-"""Choices that are slower than the vendor's call by so much, and their share that is too many.
+SLOWER, LOSS, SHARE = 0.05, 0.10, 0.10
+"""Choices that are slower than the vendor's call by so much, or lost so much of their gain; the share that is too many.
 
 Runs differ by 1.6 % (data/gemm/README.md), so one problem says little: each criterion is over all of them.
 """
@@ -156,7 +156,12 @@ def write_sentinels(predictor: Predictor, sentinels: Sequence[Sentinel], environ
 def carry_sentinels(source: Path, target: Path) -> bool:
     """Copy the sentinels of one folder to another that has the same tree. Returns whether there were any."""
     path = source / SENTINELS_FILE
-    if not path.exists() or json.loads(path.read_text()).get("tree_sha256") != _tree_hash(target):
+    # A damaged file is not worth carrying, and no reason to fail: 'aks doctor' says what it lacks.
+    try:
+        known = path.exists() and artifact.parse(path.read_bytes(), path).get("tree_sha256")
+    except ArtifactError:
+        known = None
+    if known != _tree_hash(target):
         return False
     if source.resolve() != target.resolve():
         shutil.copyfile(path, target / SENTINELS_FILE)
@@ -190,6 +195,8 @@ def read_sentinels(op: Op, folder: Path) -> tuple[list[Sentinel], Environment]:
             )
             for row in document["sentinels"]
         ]
+        if not sentinels:
+            raise ArtifactError(f"{path} names no problem; {redo}")
         return sentinels, Environment(**document["environment"])
     except FileNotFoundError:
         raise ArtifactError(f"{folder} has no {SENTINELS_FILE}; {redo}") from None
@@ -210,9 +217,7 @@ def examine(
     if good:
         latency = median(one.config_us / one.sentinel.config_us for one in good)
         vendor = median(one.vendor_us / one.sentinel.vendor_us for one in good)
-        gain = median(
-            (one.vendor_us / one.config_us) / (one.sentinel.vendor_us / one.sentinel.config_us) for one in good
-        )
+        gain = median(map(_gain, good))
         slower = sum(one.config_us > one.vendor_us * (1 + SLOWER) for one in good)
         for what, ratio in (("choices", latency), ("the vendor's calls", vendor)):
             if abs(ratio - 1) > LATENCY_DRIFT:
@@ -221,7 +226,12 @@ def examine(
                 )
         if gain < 1 - GAIN_DRIFT:
             faults.append(f"the gain over the vendor's calls is {gain:.3f} of what was recorded")
-        if slower > SLOWER_SHARE * len(good):
+        lost = sum(_gain(one) < 1 - LOSS for one in good)
+        if lost > SHARE * len(good):
+            faults.append(
+                f"{lost} of {len(good)} choices lost more than {LOSS:.0%} of their gain over the vendor's call"
+            )
+        if slower > SHARE * len(good):
             faults.append(f"{slower} of {len(good)} choices are more than {SLOWER:.0%} slower than the vendor's call")
     was, now = asdict(recorded), asdict(present)
     remarks = [f"{name} was {was[name]}, is {now[name]}" for name in was if was[name] != now[name]]
@@ -229,11 +239,19 @@ def examine(
 
 
 def _examine(op: Op, sentinel: Sentinel, measure: Measure) -> Finding:
-    found = measure(sentinel.problem, (op.vendor, sentinel.config))
+    try:
+        found = measure(sentinel.problem, (op.vendor, sentinel.config))
+    except AksError as error:  # a kernel that faults takes the process's GPU with it: so do all that follow
+        return Finding(sentinel, error=str(error))
     config, vendor = found.get(sentinel.config, "was not measured"), found.get(op.vendor, "was not measured")
     if isinstance(config, str) or isinstance(vendor, str):
         return Finding(sentinel, error=config if isinstance(config, str) else f"the vendor's call {vendor}")
     return Finding(sentinel, config, vendor)
+
+
+def _gain(one: Finding) -> float:
+    """The gain over the vendor's call now, over that which was recorded."""
+    return (one.vendor_us / one.config_us) / (one.sentinel.vendor_us / one.sentinel.config_us)
 
 
 def _tree_hash(folder: Path) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 import aks
 from aks.cli import main
+from aks.collect.outcome import WorkerPoisonedError
 from aks.core.errors import ArtifactError
 from aks.core.record import Environment
 from aks.evaluate.doctor import (
@@ -82,6 +83,9 @@ def test_they_are_read_as_written_for_this_tree_alone(folder: Path) -> None:
     assert carry_sentinels(folder, Path(shutil.copytree(MODELS / "gemm/h200", folder.parent / "same")))
     assert read_sentinels(GEMM, folder.parent / "same") == (chosen, NOW)
     assert not carry_sentinels(folder, MODELS / "rms_norm/h200")
+    path.write_text("[")
+    assert not carry_sentinels(folder, folder)
+    path.write_text(text)
     (folder / "tree.json").write_text("{}")
     with pytest.raises(ArtifactError, match="of another tree"):
         read_sentinels(GEMM, folder)
@@ -129,12 +133,24 @@ def test_versions_are_told_but_no_fault(folder: Path) -> None:
         (lambda at: 13.0 if at % 5 == 0 else 10.0, lambda at: 12.0, "choices are more than 5% slower"),
         (lambda at: "wrong result: NaN" if at == 3 else 10.0, lambda at: 12.0, "wrong result: NaN"),
         (lambda at: "failed", lambda at: 12.0, "failed"),
+        (lambda at: 11.8 if at % 5 == 0 else 10.0, lambda at: 12.0, "6 of 30 choices lost more than 10%"),
     ],
-    ids=["slower GPU", "faster vendor", "some lose", "one is wrong", "none runs"],
+    ids=["slower GPU", "faster vendor", "some lose", "one is wrong", "none runs", "some lose their gain"],
 )
 def test_what_does_not_fit_is_said(folder: Path, config_us, vendor_us, fault: str) -> None:
     found = examined(folder, config_us, vendor_us)
     assert not found.is_fit and any(fault in one for one in found.faults), found.faults
+
+
+def test_what_faults_is_a_finding_and_what_was_measured_is_kept(folder: Path) -> None:
+    def measure(problem, configs):
+        if problem.to_row()["m"] > 20:
+            raise WorkerPoisonedError("illegal memory access")
+        return dict(zip(configs, (12.0, 10.0), strict=True))
+
+    found = examine(GEMM, sentinels(Predictor.load(GEMM, path=folder)), NOW, NOW, measure)
+    assert not found.is_fit and "illegal memory access" in found.faults[0]
+    assert any(one.config_us == 10.0 for one in found.findings)
 
 
 def test_one_loser_is_noise(folder: Path) -> None:
