@@ -13,15 +13,11 @@ from aks.core.config import Config
 from aks.core.errors import DataError, InvalidProblemError, require
 from aks.core.naming import import_named
 from aks.core.problem import Problem
-from aks.core.record import split_families
+from aks.core.record import COUNT, FAMILIES, split_families
 from aks.ops.op import Op
 
-FAMILIES = "families"
-"""The column of a CSV file that is no field of a problem."""
 CONFIGS = "configs"
-"""Another: keys of the configs to measure, separated by semicolons."""
-COUNT = "count"
-"""Another: how often the problem came."""
+"""A column of a CSV file that is no field of a problem: keys of the configs to measure, separated by semicolons."""
 
 
 class Workload(NamedTuple):

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 """Raised when a column changes its meaning; files of another version are refused."""
 
+FAMILIES = "families"
+"""The column of model families, in measurements and in files of problems."""
+COUNT = "count"
+"""A column of files of problems: how often each came (``aks.write_missed``)."""
+
 
 def split_families(text: str) -> tuple[str, ...]:
     """Model families as rows and files write them: names separated by semicolons, none for an empty text."""

@@ -17,11 +17,12 @@ import aks
 from aks.core.device import DeviceSpec, current_device
 from aks.core.errors import ArtifactError
 from aks.core.metrics import quantile
-from aks.ops.gemm import cublaslt, launch
+from aks.ops.gemm import launch
 from aks.ops.gemm.call import Call, call_of
 from aks.ops.gemm.spec import GEMM
 from aks.runtime import dispatcher, native
 from aks.runtime.predictor import Predictor
+from aks.runtime.served import kernels_of
 
 SHAPES = ((1, 4096, 4096), (16, 4096, 4096), (64, 4096, 4096), (1024, 1024, 4096))
 """(m, n, k) that are timed: short kernels, so that the host is what limits."""
@@ -41,7 +42,7 @@ def load(folder: Path, device: DeviceSpec | None = None) -> dispatcher.GemmDispa
     index = torch.cuda.current_device()
     device = device or current_device(index)
     predictor = Predictor.load(GEMM, device=device, path=folder)
-    kernels = native.load_kernels(predictor.bundle, index, cublaslt=cublaslt.library_paths())
+    kernels = kernels_of(predictor.bundle, index)
     if kernels is None:
         why = (
             "has no kernels: aks export --bundle"

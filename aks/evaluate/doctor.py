@@ -6,7 +6,6 @@ took; ``examine`` has both measured again, and says what has drifted. The file g
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -255,4 +254,4 @@ def _gain(one: Finding) -> float:
 
 
 def _tree_hash(folder: Path) -> str:
-    return hashlib.sha256((folder / TREE_FILE).read_bytes()).hexdigest()
+    return artifact.digest((folder / TREE_FILE).read_bytes())

@@ -30,7 +30,7 @@ _DTYPES = frozenset(reference.DTYPES.values())
 _has_kernel = GEMM.launch_spec.config_has_kernel
 
 
-class GemmDispatcher:
+class GemmDispatcher(served.Dispatcher):
     """Runs ``y = x @ w.T`` on one GPU with whatever config the tree names for it.
 
     With ``kernels`` (a bundle's, loaded by the native module) it selects and launches there, cuBLASLt's
@@ -50,24 +50,12 @@ class GemmDispatcher:
         kernels: native.Kernels | None = None,
         choices: Choices | None = None,
     ) -> None:
-        self.predictor = predictor
-        self._choices = choices or predictor.current  # which go with these kernels
-        self.device = device
-        self.index = index
-        self.kernels = kernels
-        self._launch = kernels.launch if kernels else None
+        super().__init__(predictor, device, index, kernels, choices)
         linear = native.linear_of(kernels, Tensor) if kernels else None
         self._launch_tensors = linear.launch if linear else None
-        if kernels:
-            predictor.add_source(kernels.take_misses)
         self._scratch: dict[int, Scratch] = {}
         self._spare: list[Scratch] = []  # none or one
         self._lock = threading.Lock()
-
-    @property
-    def version(self) -> str:
-        """Of the tree that it answers by."""
-        return self._choices.bundle.version
 
     def succeeded_by(self, choices: Choices, kernels: native.Kernels | None) -> GemmDispatcher:
         """One for what a newer tree answers, with that one's kernels."""

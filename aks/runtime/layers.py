@@ -17,7 +17,7 @@ from aks.runtime.dispatcher import _current_stream, dispatcher_of
 from aks.runtime.predictor import Choices, Predictor
 
 
-class LayerDispatcher:
+class LayerDispatcher(served.Dispatcher):
     """Launches the kernel that a tree names on one GPU, or nothing where it names the vendor's way.
 
     With ``kernels`` (a bundle's, loaded by the native module) it selects and launches there; without them, kernels
@@ -33,20 +33,8 @@ class LayerDispatcher:
         kernels: native.Kernels | None = None,
         choices: Choices | None = None,
     ) -> None:
+        super().__init__(predictor, device, index, kernels, choices)
         self.op = op
-        self.predictor = predictor
-        self._choices = choices or predictor.current  # which go with these kernels
-        self.device = device
-        self.index = index
-        self.kernels = kernels
-        self._launch = kernels.launch if kernels else None
-        if kernels:
-            predictor.add_source(kernels.take_misses)
-
-    @property
-    def version(self) -> str:
-        """Of the tree that it answers by."""
-        return self._choices.bundle.version
 
     def succeeded_by(self, choices: Choices, kernels: native.Kernels | None) -> LayerDispatcher:
         """One for what a newer tree answers, with that one's kernels."""

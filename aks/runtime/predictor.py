@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 MAX_MISSED = 256
 """Distinct problems that are remembered for collecting later; more are only counted."""
 
-COUNT = "count"
-"""The column of a file of misses (``aks.write_missed``) that is no field of a problem."""
 UNSAFE_LEAF = "unsafe leaf"
 ILLEGAL_FAVOURITE = "illegal favourite"
 

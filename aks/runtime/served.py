@@ -13,10 +13,11 @@ from typing import Any
 from aks.core.bundle import Bundle
 from aks.core.device import DeviceSpec, current_device, device_slug
 from aks.core.errors import AksError, ArtifactError
+from aks.core.record import COUNT, FAMILIES
 from aks.ops.gemm import cublaslt
 from aks.ops.op import Op
 from aks.runtime import native
-from aks.runtime.predictor import COUNT, Predictor
+from aks.runtime.predictor import Choices, Predictor
 
 Make = Callable[[Op, Predictor, DeviceSpec, int, native.Kernels | None], Any]
 
@@ -25,6 +26,35 @@ _FAMILY = "missed"
 _loaded: dict[tuple[str, int], Any] = {}
 _lock = threading.RLock()
 _retired: list[Any] = []
+
+
+class Dispatcher:
+    """What dispatchers of all ops have: one tree on one GPU, and its kernels where a bundle has them.
+
+    choices: what of the predictor's goes with these kernels; by default what it answers now.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        device: DeviceSpec,
+        index: int = 0,
+        kernels: native.Kernels | None = None,
+        choices: Choices | None = None,
+    ) -> None:
+        self.predictor = predictor
+        self.device = device
+        self.index = index
+        self.kernels = kernels
+        self._choices = choices or predictor.current
+        self._launch = kernels.launch if kernels else None
+        if kernels:
+            predictor.add_source(kernels.take_misses)
+
+    @property
+    def version(self) -> str:
+        """Of the tree that it answers by."""
+        return self._choices.bundle.version
 
 
 def find(op: Op, index: int, make: Make) -> Any:
@@ -46,14 +76,15 @@ def _load(op: Op, index: int, make: Make) -> Any:
         warnings.warn(f"aks leaves {op.name} to PyTorch's own kernels on {device.name}: {error}", stacklevel=5)
         return None
     try:
-        kernels = _kernels_of(predictor.bundle, index)
+        kernels = kernels_of(predictor.bundle, index)
     except AksError as error:
         warnings.warn(f"aks compiles kernels of {op.name} as they are needed on {device.name}: {error}", stacklevel=5)
         kernels = None
     return make(op, predictor, device, index, kernels)
 
 
-def _kernels_of(bundle: Bundle, index: int) -> native.Kernels | None:
+def kernels_of(bundle: Bundle, index: int) -> native.Kernels | None:
+    """The bundle's kernels on CUDA device ``index``, with PyTorch's cuBLASLt, as ``native.load_kernels``."""
     return native.load_kernels(bundle, index, cublaslt=cublaslt.library_paths())
 
 
@@ -61,10 +92,10 @@ def _kernels_like(old: Any, bundle: Bundle, index: int) -> native.Kernels | None
     """The kernels of a bundle for the successor of a dispatcher, which has kernels if that has."""
     if old.kernels is None:
         try:
-            return _kernels_of(bundle, index)
+            return kernels_of(bundle, index)
         except AksError:  # as when it was loaded first: Python launches
             return None
-    kernels = _kernels_of(bundle, index)
+    kernels = kernels_of(bundle, index)
     if kernels is None:
         raise ArtifactError(f"{bundle.folder} has no kernels now, and what serves has; export it with --bundle")
     return kernels
@@ -146,7 +177,7 @@ def _write(path: Path, missed: list[tuple[dict[str, Any], int]]) -> None:
     partial = path.with_name(f"{path.name}.partial")
     with partial.open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
-        rows.writerow([*missed[0][0], COUNT, "families"])
+        rows.writerow([*missed[0][0], COUNT, FAMILIES])
         rows.writerows(
             [*problem.values(), count, _FAMILY] for problem, count in sorted(missed, key=lambda entry: -entry[1])
         )

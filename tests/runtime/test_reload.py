@@ -128,7 +128,7 @@ def serving(two, monkeypatch):
     monkeypatch.setattr(served, "_loaded", {})
     monkeypatch.setattr(served, "_retired", [])
     monkeypatch.setattr(served, "current_device", lambda index: H200)
-    monkeypatch.setattr(served, "_kernels_of", kernels_of)
+    monkeypatch.setattr(served, "kernels_of", kernels_of)
     monkeypatch.setattr(dispatcher.native, "linear_of", lambda kernels, kind: None)
     monkeypatch.setattr(
         served.Predictor, "load", lambda op, device: Predictor(bundle.read_bundle(folder), GEMM.config_type)
@@ -163,7 +163,7 @@ def test_a_predictor_that_was_reloaded_alone_is_caught_up_with(serving) -> None:
 def test_kernels_are_not_given_up(serving, monkeypatch) -> None:
     old = dispatcher.dispatcher_of(0)
     exported(serving.folder, 2)
-    monkeypatch.setattr(served, "_kernels_of", lambda loaded, index: None)
+    monkeypatch.setattr(served, "kernels_of", lambda loaded, index: None)
     with pytest.raises(ArtifactError, match="export it with --bundle"):
         aks.reload()
     assert old is not None and dispatcher.dispatcher_of(0) is old
@@ -173,7 +173,7 @@ def test_who_had_no_kernels_goes_on_without(serving, monkeypatch) -> None:
     def broken(loaded: Any, index: int) -> Any:
         raise ArtifactError("the driver is too old")
 
-    monkeypatch.setattr(served, "_kernels_of", broken)
+    monkeypatch.setattr(served, "kernels_of", broken)
     with pytest.warns(UserWarning, match="too old"):
         old = dispatcher.dispatcher_of(0)
     assert old is not None and old.kernels is None
@@ -190,7 +190,7 @@ def test_what_does_not_load_leaves_the_dispatcher(serving, monkeypatch) -> None:
     def broken(loaded: Any, index: int) -> Any:
         raise ArtifactError("kernels.bin is truncated")
 
-    monkeypatch.setattr(served, "_kernels_of", broken)
+    monkeypatch.setattr(served, "kernels_of", broken)
     with pytest.raises(ArtifactError, match=r"gemm cuda:0: kernels.bin is truncated. The old trees .* go on"):
         aks.reload()
     assert dispatcher.dispatcher_of(0) is old and old.predictor.version == version

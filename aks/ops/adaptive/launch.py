@@ -16,6 +16,7 @@ from aks.core.errors import KernelError
 from aks.core.problem import Problem
 from aks.ops.adaptive.op import AdaptiveOp
 from aks.ops.adaptive.spec import JOINED
+from aks.ops.scratch import NoScratch
 
 TORCH_DTYPES = {
     "fp64": torch.float64,
@@ -57,17 +58,10 @@ class Inputs:
     x: None = None
 
 
-class Scratch:
-    """Memory of one stream that launches share: these kernels bring their own."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-
 class Harness:
     """What timing asks of an op's modules ``launch`` and ``reference``, for a user's kernel."""
 
-    Scratch = Scratch
+    Scratch = NoScratch
 
     def __init__(self, op: AdaptiveOp) -> None:
         self.op = op
@@ -116,7 +110,7 @@ class Harness:
         return ""
 
     def bind(
-        self, config: Config, problem: Problem, x: None, w: Call, out: Any, *, device: DeviceSpec, scratch: Scratch
+        self, config: Config, problem: Problem, x: None, w: Call, out: Any, *, device: DeviceSpec, scratch: NoScratch
     ) -> Callable[[int], object]:
         """A function that launches ``config`` with the arguments of ``w``, on PyTorch's current stream."""
         return lambda stream: self._launch(config, w)

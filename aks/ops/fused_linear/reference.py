@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -101,7 +100,7 @@ def check(problem: FusedLinearProblem, out: Tensor, expected: Tensor) -> str:
 def vendor(problem: FusedLinearProblem, x: Tensor, w: Operands, out: Tensor) -> Callable[[], object]:
     """A call that writes the layer into ``out`` by PyTorch's kernels, on the current stream. It allocates now."""
     activate = _IN_PLACE.get(problem.epilogue.removesuffix("_mul"))
-    other = torch.full_like(out, math.nan)
+    other = out if w.up is None else torch.empty_like(out)
 
     def run() -> None:
         if w.bias is None:

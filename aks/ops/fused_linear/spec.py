@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 from aks.core.config import Config, ConfigSpace, Rule
 from aks.core.features import Feature
 from aks.core.problem import Problem
+from aks.ops.gemm.spec import stream_shapes
 from aks.ops.op import Op
 from aks.ops.tiles import analytic_ns, tile_features, tile_wave_features, wave_features
 
@@ -113,12 +114,8 @@ def _configs() -> Iterator[FusedLinearConfig]:
     for place, (block_n, block_k, num_warps, num_stages) in enumerate(_GEMV):
         for pdl in (1, 2) if place in (1, 7) else (2,):
             yield FusedLinearConfig("gemv", 0, block_n, block_k, 1, num_warps, num_stages, 0, pdl)
-    for block_k in (1024, 2048, 4096, 8192):
-        for block_n, num_warps, ctas_per_sm in _STREAM:
-            warps, ctas = num_warps * block_k // 4096, ctas_per_sm * 4096 // block_k
-            if 1 <= warps <= 8 and ctas:
-                for pdl in (1, 2) if (block_n, num_warps, ctas_per_sm) == _STREAM[0] else (2,):
-                    yield FusedLinearConfig("stream", 0, block_n, block_k, 1, warps, 1, 0, pdl, ctas_per_sm=ctas)
+    for block_n, block_k, warps, pdl, ctas in stream_shapes(_STREAM):
+        yield FusedLinearConfig("stream", 0, block_n, block_k, 1, warps, 1, 0, pdl, ctas_per_sm=ctas)
     for block_m, block_n, block_k, num_stages, splits in _SWAPPED:
         for split_k in splits:
             for pdl, prefetch_kib in ((0, 0), (1, 32)):

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -136,6 +136,18 @@ _TILED = (
 _PERSISTENT = ((128, 128, 64, 4), (128, 256, 64, 3))
 
 
+def stream_shapes(at_4096: Sequence[tuple[int, int, int]]) -> Iterator[tuple[int, int, int, int, int]]:
+    """(block_n, block_k, num_warps, pdl, ctas_per_sm) of ``stream``, for (block_n, num_warps, ctas_per_sm) at a block_k
+    of 4096: the same bytes a thread and threads an SM at other lengths. The first has pdl 1, too."""
+    for block_k in (1024, 2048, 4096, 8192):
+        for shape in at_4096:
+            block_n, num_warps, ctas_per_sm = shape
+            warps, ctas = num_warps * block_k // 4096, ctas_per_sm * 4096 // block_k
+            if 1 <= warps <= 8 and ctas:
+                for pdl in (1, 2) if shape == at_4096[0] else (2,):
+                    yield block_n, block_k, warps, pdl, ctas
+
+
 def _configs() -> Iterator[GemmConfig]:
     yield VENDOR
     for algo in range(CUBLASLT_ALGOS):
@@ -147,12 +159,8 @@ def _configs() -> Iterator[GemmConfig]:
     for block_n, block_k, num_warps in _GEMV_DEEP:
         for pdl in (1, 2):
             yield GemmConfig("gemv", 0, block_n, block_k, 1, num_warps, 0, 0, pdl)
-    for block_k in (1024, 2048, 4096, 8192):
-        for block_n, num_warps, ctas_per_sm in _STREAM:
-            warps, ctas = num_warps * block_k // 4096, ctas_per_sm * 4096 // block_k
-            if 1 <= warps <= 8 and ctas:
-                for pdl in (1, 2) if (block_n, num_warps, ctas_per_sm) == _STREAM[0] else (2,):
-                    yield GemmConfig("stream", 0, block_n, block_k, 1, warps, 1, 0, pdl, ctas_per_sm=ctas)
+    for block_n, block_k, warps, pdl, ctas in stream_shapes(_STREAM):
+        yield GemmConfig("stream", 0, block_n, block_k, 1, warps, 1, 0, pdl, ctas_per_sm=ctas)
     for kind, shapes in (("tma", _SWAPPED), ("tiled", _TILED_SWAPPED)):
         for block_m, block_n, block_k, num_stages, splits in shapes:
             for split_k in splits:

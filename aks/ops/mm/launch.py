@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from triton.compiler import ASTSource
 
 from aks.core.device import DeviceSpec
@@ -14,6 +13,7 @@ from aks.ops.mm import reference
 from aks.ops.mm.kernels import mm_kernel
 from aks.ops.mm.launch_spec import LAUNCH_SPEC
 from aks.ops.mm.spec import ELEMENT_BYTES, MmConfig, MmProblem
+from aks.ops.scratch import NoScratch as Scratch
 from aks.ops.variants import Variants
 
 _GROUP_M = 8
@@ -88,13 +88,6 @@ compile_jobs, is_ready = VARIANTS.jobs, VARIANTS.is_ready
 def compile_job(job: tuple[Variant, int]) -> None:
     """Compile one job into Triton's disk cache."""
     compile_variant(*job)
-
-
-class Scratch:
-    """Memory of one stream that launches share: these kernels need none."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
 
 
 def bind(

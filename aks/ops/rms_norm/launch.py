@@ -15,8 +15,8 @@ from aks.ops.rms_norm import reference
 from aks.ops.rms_norm.call import Operands, float32_bits
 from aks.ops.rms_norm.kernels import rms_norm_kernel
 from aks.ops.rms_norm.launch_spec import LAUNCH_SPEC
-from aks.ops.rms_norm.reference import Scratch
 from aks.ops.rms_norm.spec import RmsNormConfig, RmsNormProblem
+from aks.ops.scratch import NoScratch as Scratch
 from aks.ops.variants import Variants
 
 

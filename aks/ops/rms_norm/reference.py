@@ -13,7 +13,7 @@ from aks.ops.gemm.reference import DTYPES, compare, make_matrices, poison
 from aks.ops.rms_norm.call import Operands
 from aks.ops.rms_norm.spec import RmsNormProblem
 
-__all__ = ["Inputs", "Scratch", "check", "make_inputs", "poison", "reference", "vendor"]
+__all__ = ["Inputs", "check", "make_inputs", "poison", "reference", "vendor"]
 
 
 @dataclass(eq=False)
@@ -23,13 +23,6 @@ class Inputs:
     x: Tensor
     w: list[Operands]
     out: Tensor
-
-
-class Scratch:
-    """Memory of one stream that launches share: these kernels need none."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
 
 
 def make_inputs(
