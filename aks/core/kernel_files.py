@@ -26,8 +26,9 @@
     ``[value, ..., function]`` for each kernel, in order.
 ``product``
     null, or what configs ask of cuBLASLt: ``{a, b, d, transpose_a, element_type, workspace, workspace_bytes,
-    alignment, num_algorithms, configs}`` as in ``aks.ops.launch_spec.Product``. Matrices are ``[pointer, rows,
-    columns, row_stride]``, workspace a place in scratch, and configs ``[config, algorithm]`` for each that is one.
+    alignment, num_algorithms, vendor, configs}`` as in ``aks.ops.launch_spec.Product``. Matrices are ``[pointer,
+    rows, columns, row_stride]``, workspace a place in scratch, configs ``[config, algorithm]`` for each that is one,
+    and vendor the formula that says where config 0 is algorithm 0, -1 if nowhere.
 ``functions``
     ``{name, cubin, num_warps, shared_bytes, early_start, signature, boxes}``.
 ``signatures``
@@ -40,4 +41,4 @@
 from __future__ import annotations
 
 TABLE_FILE, CODE_FILE = "kernels.json", "kernels.bin"
-FORMAT, VERSION = "aks-kernels", 2
+FORMAT, VERSION = "aks-kernels", 3

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from aks.ops.gemm.call import problem_of
+from aks.runtime import dispatcher
 from aks.runtime.capture import Outputs
 from aks.runtime.graphs import Layer
 
@@ -78,11 +80,14 @@ class Blocks:
         return x
 
     def prepare(self, linear: Linear, max_m: int) -> None:
-        """Each layer of a block once for each number of rows, as ``aks.prepare`` does it with a model."""
-        for w in {w.shape: w for w in self.weights[0].values()}.values():
-            x = w.new_zeros((max_m, w.shape[1]))
-            for m in range(1, max_m + 1):
-                linear(x[:m], w)
+        """Each layer of a block once for each number of rows, then all, as ``aks.prepare`` does it with a model."""
+        first = self.weights[0]["q"]
+        with dispatcher.preparing(first.get_device()) if first.is_cuda else nullcontext():
+            for w in {w.shape: w for w in self.weights[0].values()}.values():
+                x = w.new_zeros((max_m, w.shape[1]))
+                for m in range(1, max_m + 1):
+                    linear(x[:m], w)
+            self.step(linear, first.new_zeros((max_m, first.shape[1])))
 
     def layers(self) -> list[Layer]:
         """The problems that its layers pose, with static weights."""

@@ -210,7 +210,7 @@ class Server:
 def _candidates(layers: Sequence[Layer], max_m: int, served: dispatcher.GemmDispatcher) -> list[int]:
     """Sizes to measure: ends of stretches, and sizes between, since a vendor's routine changes unseen."""
     points = graphs.breakpoints(layers, max_m, served.predictor, served.device)
-    grid = [*range(16, min(max_m, 256), 16), *range(256, max_m, 128)]
+    grid = [*range(16, min(max_m, 256), 16), *range(256, max_m, 32)]
     return sorted({*graphs.stretch_tops(points, max_m), *grid, *graphs.powers_of_two(max_m)})
 
 

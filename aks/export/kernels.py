@@ -187,6 +187,7 @@ class _Writer:
             "workspace_bytes": product.workspace_bytes,
             "alignment": product.alignment,
             "num_algorithms": product.num_algorithms,
+            "vendor": -1 if product.vendor is None else self._place(product.vendor),
             "configs": [[index, algorithm] for index, algorithm in algorithms if algorithm is not None],
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -10,15 +11,17 @@ from torch import nn
 
 from aks.integrations.fusing import is_fused_layer
 from aks.integrations.modules import Linear
+from aks.runtime.dispatcher import preparing
 
 
 @torch.inference_mode()
 def prepare(model: nn.Module, sizes: Iterable[int]) -> int:
-    """Run each kind of a patched model's layers once for each number of rows that it will serve.
+    """Run each kind of a patched model's layers once for each number of rows that it will serve, and then every layer.
 
     Kernels of a bundle need none of this. But the vendor's libraries choose an algorithm at the first sight of a shape
     and load its code at the first launch: 0.2 to 15 ms, on the serving path if this is not called. Without a bundle it
-    compiles what is needed, too. Of layers of the same class, shapes and dtype one stands for all.
+    compiles what is needed, too; with one, the native dispatcher afterwards launches the vendor's algorithms itself at
+    these sizes. Of layers of the same class, shapes and dtype one stands for all.
 
     Parameters
     ----------
@@ -40,26 +43,34 @@ def prepare(model: nn.Module, sizes: Iterable[int]) -> int:
     rows = sorted(set(sizes))
     if rows and rows[0] < 1:
         raise ValueError(f"sizes begin at {rows[0]}; wanted numbers of rows from 1 up")
-    count = 0
-    for layer, width, like in _kinds_of_layers(model):
-        count += 1
-        x = torch.zeros(rows[-1] if rows else 0, width, dtype=like.dtype, device=like.device)
-        for m in rows:
-            layer(x[:m])
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return count
+    if not rows:
+        return 0
+    kinds: dict[Any, tuple[Any, torch.Tensor]] = {}
+    others: list[tuple[Any, torch.Tensor]] = []
+    for layer, kind, like in _layers(model):
+        x = torch.zeros(rows[-1], like.shape[-1], dtype=like.dtype, device=like.device)
+        if kind in kinds:
+            others.append((layer, kinds[kind][1]))
+        else:
+            kinds[kind] = layer, x
+    gpus = {x.get_device() for _, x in kinds.values() if x.is_cuda}
+    with ExitStack() as stack:
+        for index in gpus:
+            stack.enter_context(preparing(index))
+        for layer, x in kinds.values():
+            for m in rows:
+                layer(x[:m])
+        for layer, x in others:
+            layer(x)
+    for index in gpus:
+        torch.cuda.synchronize(index)
+    return len(kinds)
 
 
-def _kinds_of_layers(model: nn.Module) -> Iterator[tuple[Any, int, torch.Tensor]]:
-    """One layer of each kind, the length of its rows, and a tensor of its dtype on its device."""
-    seen: set[tuple[Any, ...]] = set()
+def _layers(model: nn.Module) -> Iterator[tuple[Any, Any, torch.Tensor]]:
+    """The patched layers, of what kind each is, and a weight whose rows are as long as those of its input."""
     for layer in model.modules():
         if layer.training or not (isinstance(layer, Linear) or is_fused_layer(layer)):
             continue
         weights = list(layer.parameters())
-        first = weights[0]
-        kind = type(layer), *((tuple(w.shape), w.stride(), w.dtype, w.device) for w in weights)
-        if kind not in seen:
-            seen.add(kind)
-            yield layer, first.shape[-1], first
+        yield layer, (type(layer), *((tuple(w.shape), w.stride(), w.dtype, w.device) for w in weights)), weights[0]

@@ -55,7 +55,8 @@ class Product:
     the call. As cuBLASLt sees it, column-major, this is ``d.T = op(a.T) @ b.T``, and transpose_a says whether op
     transposes; element_type is the ``cudaDataType_t`` of all three, sums are float32. The ranking is of
     num_algorithms entries, for pointers that alignment (bytes) divides, and for workspace_bytes of the scratch
-    buffer workspace: whoever asks otherwise may get another.
+    buffer workspace: whoever asks otherwise may get another. vendor, over the problem, says where the vendor's own
+    routine runs the first entry.
     """
 
     applies: str
@@ -69,6 +70,7 @@ class Product:
     workspace_bytes: int
     alignment: int
     num_algorithms: int
+    vendor: str | None = None
 
     def algorithm_of(self, config: Config) -> int | None:
         """The entry that ``config`` is; None if it is no such config."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import Any
 
@@ -204,6 +204,21 @@ with suppress(ImportError):  # not in builds for CPUs; what code compiled by PyT
 def dispatcher_of(index: int) -> GemmDispatcher | None:
     """The dispatcher of CUDA device ``index``; None, with a warning, if no tree fits it."""
     return served.find(GEMM, index, _make)
+
+
+@contextmanager
+def preparing(index: int) -> Iterator[None]:
+    """What is launched on CUDA device ``index`` meanwhile is planned for: afterwards the native dispatcher launches the
+    vendor's answers at these shapes too, through cuBLASLt, which costs half of PyTorch's way to it."""
+    dispatcher = dispatcher_of(index)
+    kernels = dispatcher.kernels if dispatcher else None
+    if kernels:
+        kernels.plans_ahead = True
+    try:
+        yield
+    finally:
+        if kernels:
+            kernels.plans_ahead = False
 
 
 def _make(

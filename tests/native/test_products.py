@@ -174,6 +174,56 @@ def test_prepare_asks_ahead_and_launches_nothing(folders, standin, standin_lt):
         kernels.prepare(1, 2, 3, 0)
 
 
+def vendor_leaf() -> dict[str, Any]:
+    """A selector whose tree abstains everywhere."""
+    selector = product_leaf()
+    selector["tree"]["abstain"] = [True]
+    return selector
+
+
+def test_the_vendors_routine_is_the_first_algorithm_once_it_was_prepared(tmp_path: Path, standin, standin_lt):
+    kernels = standin.load(export_fake(tmp_path, vendor_leaf()), cublaslt=standin_lt)
+    other = CALL._replace(m=65)
+    before = standin_lt.last()
+    assert kernels.launch(*CALL, 0) == -1  # the caller's library knows a new shape sooner
+    assert kernels.counts()["plans"] == kernels.counts()["launches"] == 0 and standin_lt.last() == before
+    assert kernels.prepare(*CALL, 0) == 0
+    assert kernels.launch(*CALL, 0x30) == 0 and "algorithm=0," in standin_lt.last()
+    assert kernels.launch(*CALL._replace(m=20_001), 0) == -1  # outside the support, and new
+    kernels.plans_ahead = True
+    assert kernels.launch(*other, 0) == 0
+    kernels.plans_ahead = False
+    assert kernels.launch(*other, 0) == 0 and kernels.launch(*CALL._replace(m=66), 0) == -1
+    assert kernels.counts()["plans"] == 2 and kernels.counts()["launches"] == 3
+    assert sum(kernels.take_misses()[0]) == 6  # each launch, whoever ran it
+    standin_lt.set(matmul=15)
+    assert kernels.launch(*other, 0) == -1 and kernels.counts()["without_plan"] == 1
+
+
+def test_a_misaligned_vendors_call_is_not_cublaslts(tmp_path: Path, standin, standin_lt):
+    kernels = standin.load(export_fake(tmp_path, vendor_leaf()), cublaslt=standin_lt)
+    call = CALL._replace(x_ptr=CALL.x_ptr + 8)
+    assert kernels.prepare(*call, 0) == kernels.launch(*call, 0) == -1 and kernels.counts()["plans"] == 0
+
+
+def test_a_vendors_answer_on_tensors_is_launched_once_prepared(tmp_path: Path, standin, standin_lt, monkeypatch):
+    folder = export_fake(tmp_path, vendor_leaf())
+    kernels = standin.load(folder, cublaslt=standin_lt)
+    made = dispatchers.GemmDispatcher(Predictor.load(GEMM, path=folder), find_device("h200"), 0, kernels)
+    monkeypatch.setattr(dispatchers, "_current_stream", lambda device: 0x70)
+    monkeypatch.setattr(dispatchers, "dispatcher_of", lambda index: made)
+    x, w = torch.randn(8, 1024).bfloat16(), torch.randn(512, 1024).bfloat16()
+    y = made.linear(x, w, None, True)
+    assert y is not None and close(y, x, w) and kernels.counts()["launches"] == 0
+    with dispatchers.preparing(0):
+        made.linear(x, w, None, True)
+    assert not kernels.plans_ahead
+    y = made.linear(x, w, None, True)
+    assert y is not None and f"d={y.data_ptr():#x} " in standin_lt.last() and kernels.counts()["launches"] == 2
+    assert made.linear(torch.randn(9, 1024).bfloat16(), w, None, True) is not None
+    assert kernels.counts()["launches"] == 2
+
+
 def test_prepare_makes_no_launch_of_a_kernel_either(tmp_path: Path, standin):
     kernels = standin.load(export_fake(tmp_path, one_leaf(SPLIT)))
     assert kernels.prepare(*CALL, 0x30) == 1

@@ -41,7 +41,8 @@ int main(int argc, char **argv) {
     const auto answer = [](aks::Kernels &kernels, const std::vector<int64_t> &call, size_t stream, bool prepare) {
         int config = 0;
         auto *const handle = reinterpret_cast<aks::cuda::Stream>(16 * stream);
-        return (prepare ? kernels.prepare(call, handle, config) : kernels.launch(call, handle, config)) ? config : -1 - config;
+        const bool ours = prepare ? kernels.prepare(call, handle, config) : kernels.launch(call, handle, config);
+        return ours ? config : -1 - config;
     };
     std::vector<int> wanted;
     {
@@ -64,7 +65,7 @@ int main(int argc, char **argv) {
                 const bool prepare = at % 16 == 0;
                 const int got = answer(shared, calls[place], stream, prepare);
                 launched += got >= 0 && !prepare;
-                wrong += got != wanted[place];
+                wrong += got != wanted[place] && !(got == 0 && wanted[place] == -1);  // 0: the vendor's, once prepared
             }
             missed += take(shared);
             if (shared.counts().without_kernel) ++wrong;

@@ -14,9 +14,11 @@ neither walks the tree nor evaluates its formulas.
 Configs that are an algorithm of cuBLASLt (``LaunchSpec.product``) are launched here too, with the library that is
 opened at run time. Which algorithm that is cuBLASLt says when it is asked for its ranking: at the first sight of a
 shape, on the host alone, at many times the cost of a launch; ``prepare`` asks ahead. The last 4,096 shapes are kept.
-Without the library these configs are left to the caller; so are, as the vendor's, shapes for which it has too few
-algorithms. Both asking and launching may happen while a stream is being captured: the workspace is the stream's
-scratch memory, and what cuBLASLt loads at a kernel's first launch it may load then.
+The vendor's own routine is such an algorithm as well, the first (``Product.vendor``), but only at shapes that were
+prepared: others are left to the caller, whose library knows a new shape sooner. Without the library these configs are
+left to the caller; so are, as the vendor's, shapes for which it has too few algorithms. Both asking and launching may
+happen while a stream is being captured: the workspace is the stream's scratch memory, and what cuBLASLt loads at a
+kernel's first launch it may load then.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class Kernels(Protocol):
     problem_count: int
     call_count: int
     cublaslt: str
-    """The cuBLASLt that is used; empty if there is none, or the tree names none of its algorithms."""
+    """The cuBLASLt that is used; empty if there is none, or the op has no use for it."""
+    plans_ahead: bool
+    """Set while shapes are prepared: launches then ask for the vendor's routine too, where they are new."""
 
     def select(self, *problem: int) -> int:
         """Index of the config for a problem as formulas see it: a value for each parameter of the tree."""

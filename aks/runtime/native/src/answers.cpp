@@ -84,8 +84,13 @@ const Answer &Kernels::answer(const int64_t *variables) const noexcept {
 }
 
 Answer Kernels::work_out(const int64_t *variables) const noexcept {
-    Answer answer{choose(variables), nullptr, 0, {}};
+    Answer answer{choose(variables), nullptr, -1, 0, {}};
     const Config &config = table_.configs[static_cast<size_t>(answer.choice.config)];
+    if (products_) {
+        const int vendor = answer.choice.config == kVendor ? table_.product->vendor : -1;
+        const bool is_first = vendor >= 0 && table_.formulas[static_cast<size_t>(vendor)](variables);
+        answer.algorithm = is_first ? 0 : config.algorithm;
+    }
     if (!config.has_kernel || !(answer.kernel = find(config, variables))) return answer;
     const auto value = [&](int formula) { return table_.formulas[static_cast<size_t>(formula)](variables); };
     answer.programs = value(config.programs);

@@ -43,13 +43,10 @@ Kernels::Kernels(std::string_view table, std::string_view code, int device, cons
     try {
         const cuda::Current current(driver_, context_);
         load_functions();
-        const auto is_product = [](const Config &config) { return config.algorithm >= 0; };
-        if (std::any_of(table_.configs.begin(), table_.configs.end(), is_product)) {
-            products_ = Products::open(cublaslt, driver_, *table_.product);
-        }
-        const bool any = std::any_of(table_.configs.begin(), table_.configs.end(), [this](const Config &config) {
-            return config.needs_scratch && (config.has_kernel || products_);
-        });
+        if (table_.product) products_ = Products::open(cublaslt, driver_, *table_.product);
+        const bool any = products_ || std::any_of(table_.configs.begin(), table_.configs.end(), [](const Config &config) {
+                             return config.needs_scratch && config.has_kernel;
+                         });
         // Of the default stream, and for the first that is captured before it ever launched.
         if (any) {
             publish({nullptr, allocate()});
@@ -161,15 +158,17 @@ void Kernels::expand(std::span<const int64_t> call, int64_t *variables) const {
     }
 }
 
-bool Kernels::is_ours(std::span<const int64_t> call) const {
+bool Kernels::is_ours(std::span<const int64_t> call) {
     int64_t variables[kMaxVariables];
     expand(call, variables);
     const Answer &known = answer(variables);
-    return known.kernel || is_product(known.choice);
+    if (known.algorithm < 0) return known.kernel;
+    return known.choice.config != kVendor || plan_of(known, variables, plans_ahead_);
 }
 
-bool Kernels::is_product(const Choice &choice) const noexcept {
-    return products_ && table_.configs[static_cast<size_t>(choice.config)].algorithm >= 0;
+std::shared_ptr<const Plan> Kernels::plan_of(const Answer &known, const int64_t *variables, bool asks) {
+    const Shape shape = products_->shape_of(table_.formulas, variables);
+    return asks || known.choice.config != kVendor ? products_->find(shape) : products_->known(shape);
 }
 
 bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &chosen, Prepared &prepared) {
@@ -182,10 +181,11 @@ bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &c
     }
     chosen = known.choice.config;
     const Config &config = table_.configs[static_cast<size_t>(chosen)];
-    const bool by_product = is_product(known.choice);
+    const bool by_product = known.algorithm >= 0;
     if (!config.has_kernel && !by_product) return false;
     // A bundle that aks exported has one for every problem inside the support.
     if (!known.kernel && !by_product) return leave(without_kernel_, chosen);
+    if (by_product && !(prepared.plan = plan_of(known, variables, !prepared.counted || plans_ahead_))) return false;
     cuda::Context now = nullptr;
     driver_.check(driver_.cuCtxGetCurrent(&now), "cuCtxGetCurrent");
     if (now != context_) {
@@ -194,9 +194,9 @@ bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &c
         if (!now || driver_.cuCtxGetDevice(&device) != 0 || device != device_) prepared.current.emplace(driver_, context_);
     }
     int64_t *const buffers = variables + table_.parameters.size() + table_.operands.size();
-    if (config.needs_scratch && !add_scratch(stream, buffers)) return leave(without_scratch_, chosen);
+    if ((by_product || config.needs_scratch) && !add_scratch(stream, buffers)) return leave(without_scratch_, chosen);
     if (by_product) {
-        return fill_product(config.algorithm, variables, stream, prepared) || leave(without_plan_, chosen);
+        return fill_product(known.algorithm, variables, stream, prepared) || leave(without_plan_, chosen);
     }
     fill(known, variables, stream, prepared);
     return true;
@@ -262,7 +262,7 @@ std::vector<cuda::Pointer> Kernels::allocate() {
 // Maps of this thread's last launches. A map follows from its key alone, so one that was made is right for good;
 // weights, and the buffers of activations too, come again at every step. Of a launch, each map has rows of its own.
 struct MapCache {
-    static constexpr size_t kRows = 64;
+    static constexpr size_t kRows = 256;
     struct Key {
         uint64_t address, rows, columns, row_bytes, box;
         bool operator==(const Key &) const = default;
@@ -276,10 +276,10 @@ struct MapCache {
     Row &row(size_t place, const Key &key) {
         uint64_t hash = key.address >> 4;
         for (const uint64_t word : {key.rows, key.columns, key.row_bytes, key.box}) hash = hash * 0x9e3779b97f4a7c15 + word;
-        return rows[place][(hash * 0x9e3779b97f4a7c15) >> 58];
+        return rows[place][(hash * 0x9e3779b97f4a7c15) >> 56];
     }
 };
-static_assert(MapCache::kRows == 1 << (64 - 58));
+static_assert(MapCache::kRows == 1 << (64 - 56));
 thread_local MapCache map_cache;
 
 cuda::TensorMap *Kernels::encode(const Argument &argument, const Box &box, size_t place, const MapSides &map,
@@ -335,9 +335,8 @@ void Kernels::fill(const Answer &known, const int64_t *variables, cuda::Stream s
     prepared.function = functions_[static_cast<size_t>(known.kernel->function)];
 }
 
-bool Kernels::fill_product(int algorithm, const int64_t *variables, cuda::Stream stream, Prepared &prepared) {
+bool Kernels::fill_product(int algorithm, const int64_t *variables, cuda::Stream stream, Prepared &prepared) const {
     const Product &product = *table_.product;
-    prepared.plan = products_->find(products_->shape_of(table_.formulas, variables));
     if (prepared.plan->algorithms.size() <= static_cast<size_t>(algorithm)) return false;
     const auto address = [&](const Matrix &matrix) {
         return static_cast<cuda::Pointer>(table_.formulas[static_cast<size_t>(matrix.pointer)](variables));

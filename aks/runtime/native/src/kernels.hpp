@@ -53,6 +53,7 @@ struct MapSides {
 struct Answer {
     Choice choice;
     const Kernel *kernel;  // null if the config has none, or the bundle not the one for this problem
+    int algorithm;         // of the product that it is; -1 if it is none
     int64_t programs;
     MapSides sides[kMaxMaps];
 };
@@ -75,13 +76,17 @@ class Kernels {
     // Enqueues the chosen config; false if it has no kernel, or none may run now: then config is for the caller.
     bool launch(std::span<const int64_t> call, cuda::Stream stream, int &config);
     // Whether launch would enqueue such a call, so far as its problem tells. Of addresses only the alignment matters.
-    bool is_ours(std::span<const int64_t> call) const;
+    bool is_ours(std::span<const int64_t> call);
     // All that launch does for this call, but enqueues nothing: afterwards a launch of its shape on its stream asks
     // cuBLASLt for nothing and allocates nothing. Of the operands' addresses only the alignment matters.
     bool prepare(std::span<const int64_t> call, cuda::Stream stream, int &config);
     // Host nanoseconds of each of so many launches of one call: whole, or of the driver's call alone. Throws Error if
     // the call is for the caller. The stream is emptied now and then, so that no launch waits for room in its queue.
     std::vector<int64_t> time(std::span<const int64_t> call, cuda::Stream stream, size_t repeats, bool driver_alone);
+
+    // While it is set, launches ask cuBLASLt for the vendor's routine at shapes that are new, as prepare does.
+    void plan_ahead(bool on) noexcept { plans_ahead_ = on; }
+    bool plans_ahead() const noexcept { return plans_ahead_; }
 
     const Table &table() const { return table_; }
     Counts counts() const;
@@ -117,7 +122,6 @@ class Kernels {
     bool prepare(std::span<const int64_t> call, cuda::Stream stream, int &config, Prepared &prepared);
     // A call's values, and what is derived of them; scratch memory is 0.
     void expand(std::span<const int64_t> call, int64_t *variables) const;
-    bool is_product(const Choice &choice) const noexcept;
     static void check_count(size_t got, size_t wanted, const char *what);
     static uint64_t next_number();
     // Counts a call that is left to the caller, who runs the vendor's routine: false.
@@ -132,7 +136,10 @@ class Kernels {
     void publish(Scratch scratch);
     std::vector<cuda::Pointer> allocate();
     void fill(const Answer &known, const int64_t *variables, cuda::Stream stream, Prepared &prepared) const;
-    bool fill_product(int algorithm, const int64_t *variables, cuda::Stream stream, Prepared &prepared);
+    // Of an answer that is a product. Null for the vendor's routine at a shape that nothing was prepared for: asking
+    // takes as long as many launches, and the caller has the routine too.
+    std::shared_ptr<const Plan> plan_of(const Answer &known, const int64_t *variables, bool asks);
+    bool fill_product(int algorithm, const int64_t *variables, cuda::Stream stream, Prepared &prepared) const;
     // False if cuBLASLt does not support a product after all.
     bool enqueue(Prepared &prepared) const;
     // A map of this thread, valid until its next launch.
@@ -154,6 +161,7 @@ class Kernels {
     std::atomic<size_t> scratch_count_{0};
     std::vector<cuda::Pointer> spare_;
     std::unique_ptr<Products> products_;
+    std::atomic<bool> plans_ahead_{false};
     std::mutex misses_mutex_;
     Misses misses_;
     std::atomic<uint64_t> allocations_{0}, launches_{0}, illegal_{0}, without_kernel_{0}, without_scratch_{0},

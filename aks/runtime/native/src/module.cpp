@@ -195,6 +195,7 @@ NB_MODULE(_native, module) {
                  result["without_plan"] = counts.without_plan;
                  return result;
              })
+        .def_prop_rw("plans_ahead", &aks::Kernels::plans_ahead, &aks::Kernels::plan_ahead)
         .def_prop_ro("problem_count", [](const aks::Kernels &self) { return self.table().parameters.size(); })
         .def("take_misses",
              [](aks::Kernels &self) {

@@ -53,17 +53,19 @@ size_t Products::Hash::operator()(const Shape &shape) const noexcept {
     return hash;
 }
 
-std::shared_ptr<const Plan> Products::find(const Shape &shape) {
+std::shared_ptr<const Plan> Products::known(const Shape &shape) {
     Shard &shard = shards_[Hash()(shape) % kShards];
-    {
-        const std::scoped_lock lock(shard.mutex);
-        const auto found = shard.plans.find(shape);
-        if (found != shard.plans.end()) {
-            found->second.used = ++shard.now;
-            return found->second.plan;
-        }
-    }
+    const std::scoped_lock lock(shard.mutex);
+    const auto found = shard.plans.find(shape);
+    if (found == shard.plans.end()) return nullptr;
+    found->second.used = ++shard.now;
+    return found->second.plan;
+}
+
+std::shared_ptr<const Plan> Products::find(const Shape &shape) {
+    if (std::shared_ptr<const Plan> plan = known(shape)) return plan;
     std::shared_ptr<const Plan> plan = query(shape), dropped;
+    Shard &shard = shards_[Hash()(shape) % kShards];
     const std::scoped_lock lock(shard.mutex);
     if (shard.plans.size() >= kPlansPerShard) {
         const auto oldest = std::min_element(shard.plans.begin(), shard.plans.end(), [](const auto &one, const auto &other) {

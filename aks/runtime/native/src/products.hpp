@@ -49,6 +49,8 @@ class Products {
     Shape shape_of(const std::vector<Formula> &formulas, const int64_t *variables) const;
     // Asks cuBLASLt if the shape is new, or has long not been seen. Throws Error if it fails.
     std::shared_ptr<const Plan> find(const Shape &shape);
+    // The same, but asks nothing: null if the shape is new.
+    std::shared_ptr<const Plan> known(const Shape &shape);
     // Enqueues; false if the algorithm does not support these operands. Throws Error if it fails.
     bool run(const Plan &plan, int algorithm, cuda::Pointer a, cuda::Pointer b, cuda::Pointer d, cuda::Pointer workspace,
              cuda::Stream stream) const;

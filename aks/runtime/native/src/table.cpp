@@ -32,8 +32,8 @@ class Reader {
 
     void read() {
         if (json_.at("format").text("format") != "aks-kernels") fail("format is not aks-kernels");
-        if (const int64_t version = json_.at("version").integer("version", 0, kMax); version != 2) {
-            fail("they have version " + std::to_string(version) + ", and this aks reads 2");
+        if (const int64_t version = json_.at("version").integer("version", 0, kMax); version != 3) {
+            fail("they have version " + std::to_string(version) + ", and this aks reads 3");
         }
         table_.op = json_.at("op").text("op");
         table_.device = json_.at("device").text("device");
@@ -228,7 +228,7 @@ class Reader {
             return Matrix{formula(parts[0]), formula(parts[1]), formula(parts[2]), formula(parts[3])};
         };
         Product product{matrix("a"), matrix("b"), matrix("d"), formula(json.at("transpose_a")),
-                        formula(json.at("element_type")), 0, 0, 0, 0};
+                        formula(json.at("element_type")), 0, 0, 0, 0, formula(json.at("vendor"), -1)};
         product.workspace = static_cast<size_t>(index(json.at("workspace"), "a workspace's buffer", table_.scratch.size()));
         product.workspace_bytes = static_cast<size_t>(json.at("workspace_bytes").integer(
             "workspace_bytes", 0, static_cast<int64_t>(table_.scratch[product.workspace].bytes)));

@@ -71,6 +71,7 @@ struct Product {
     size_t workspace_bytes;
     uint32_t alignment;
     int num_algorithms;
+    int vendor;  // formula: where the vendor's routine is the ranking's first; -1: nowhere
 };
 
 struct Argument {
