@@ -212,7 +212,8 @@ def walk(
 ) -> Iterator[tuple[Case, str]]:
     """Launch each case on the current GPU, and say what is wrong with its result: nothing, if empty.
 
-    load: the kernels of a table, on that GPU; device: where their operands are. Each case is announced on standard output before it is launched.
+    load: the kernels of a table, on that GPU; device: where their operands are. Each case is announced on standard
+    output before it is launched.
     """
     op = op_of(bundle)
     for place in dict.fromkeys(case.place for case in cases):
