@@ -47,7 +47,8 @@ def main(
             f"{sanitizer} is not there; it comes with the CUDA toolkit: install it, or name its path"
         )
     walk = [sys.executable, "-m", "aks.evaluate.kernel_walk", str(bundle), "--shard", shard, "--kind", kind]
-    watched = [sanitizer, "--error-exitcode", str(_FOUND_STATUS), "--tool"]
+    # By default it stops printing at 100: what is not printed cannot be judged.
+    watched = [sanitizer, "--error-exitcode", str(_FOUND_STATUS), "--print-limit", "1000000", "--tool"]
     clean = [_is_clean([*watched, name, *walk], name, bundle) for name in chosen]
     raise typer.Exit(0 if all(clean) else 1)
 

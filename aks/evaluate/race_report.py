@@ -1,10 +1,11 @@
 """Which of racecheck's warnings a kernel's own code explains. Standard library and core only.
 
-An mbarrier is initialised by one elected lane, through the uniform datapath (``SYNCS.EXCH``). racecheck cannot tell
-which thread such an instruction belongs to, so it reports a race with the arrival (``SYNCS.ARRIVE``) of the very
-thread, later in its program: Triton has the first thread of a program do both, and puts no barrier between. A warning
-that these two instructions write and read the same address is therefore explained, and nothing else is. Other
-threads wait for the barrier with another instruction (``SYNCS.PHASECHK``): a race with that stays one.
+An mbarrier is initialised by one elected lane of the first warp, through the uniform datapath (``SYNCS.EXCH``).
+racecheck cannot tell which thread such an instruction belongs to, so it reports a race with the arrival
+(``SYNCS.ARRIVE``) that Triton has the same warp's first thread make later in its program, without a barrier between. A
+warning that these two instructions write and read the same address is therefore explained, and nothing else is. That
+one thread makes both, we know of Triton: here only instructions, their order and the expression of their address are
+compared. Other threads wait for the barrier with another instruction (``SYNCS.PHASECHK``): a race with that stays one.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def _reports(lines: Iterable[str]) -> Iterable[tuple[tuple[int, str] | None, lis
     for line in lines:
         said = line.removeprefix(_TOOL).strip() if line.startswith(_TOOL) else ""
         if said and not _HEADER.fullmatch(said):
-            if report and _starts(said):
+            if report and not said.startswith("and "):
                 yield launch, report
                 report = []
             report.append(said)
@@ -90,19 +91,16 @@ def _reports(lines: Iterable[str]) -> Iterable[tuple[tuple[int, str] | None, lis
         yield launch, report
 
 
-def _starts(said: str) -> bool:
-    return not said.startswith("and ")
-
-
 def _is_explained(report: list[str], launch: tuple[int, str], disassemble: Disassemble) -> bool:
     write, reads = _WRITE.fullmatch(report[0]), [_READ.fullmatch(line) for line in report[1:]]
     accesses = [write, *reads]
     if not reads or not all(access and access[1] == launch[1] for access in accesses):
         return False
     code = disassemble(*launch)
-    init, *arrivals = [code.get(int(access[2], 16), "") for access in accesses if access]
+    first, *others = [int(access[2], 16) for access in accesses if access]
+    init, arrivals = code.get(first, ""), [code.get(place, "") for place in others]
     address = _ADDRESS.search(init)
-    if address is None or not _INIT.search(init):
+    if address is None or not _INIT.search(init) or min(others) < first:
         return False
     return all(_ARRIVE.search(text) and _ADDRESS.findall(text)[:1] == [address[0]] for text in arrivals)
 

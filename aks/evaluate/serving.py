@@ -211,8 +211,8 @@ class Server:
 def _candidates(layers: Sequence[Layer], max_m: int, served: dispatcher.GemmDispatcher) -> list[int]:
     """Sizes to measure: ends of stretches, and sizes between, since a vendor's routine changes unseen.
 
-    cuBLAS takes other kernels every 32 to 64 rows (H200): what a size between two that were measured costs is bounded
-    by theirs only if no such step lies there unseen. Capturing one takes milliseconds.
+    cuBLAS takes other kernels every 32 to 64 rows (H200), and a plan takes a size that was not measured for the next
+    that was: wider steps would hide what such a size costs by itself. Capturing one takes milliseconds.
     """
     points = graphs.breakpoints(layers, max_m, {GEMM.name: served.predictor}, served.device)
     grid = [*range(16, min(max_m, 256), 16), *range(256, max_m, 32)]

@@ -72,7 +72,7 @@ def _may_run(tree: Tree, leaf: Leaf, box: Box, attributes: Mapping[str, int]) ->
     for config in leaf.ranking:
         if config == VENDOR:
             return
-        # As numbers, they leave comparisons of an axis alone, which bound it.
+        # With the attributes as numbers, a rule that compares an axis bounds that axis.
         condition = simplify(formula.fold(tree.legality[config], attributes), box)
         part = _where(condition, box)
         if part is not None:

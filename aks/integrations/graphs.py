@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from aks.core.device import DeviceSpec
 from aks.core.errors import GraphError
@@ -18,7 +18,7 @@ from aks.ops.gemm.call import problem_of
 from aks.ops.rms_norm import call as rms_norm_call
 from aks.runtime import graphs
 from aks.runtime.graphs import Layer, Plan, Predictors
-from aks.runtime.layers import any_dispatcher
+from aks.runtime.layers import dispatcher_for
 from aks.runtime.served import Dispatcher
 
 
@@ -78,7 +78,7 @@ def _served(model: nn.Module, layers: tuple[Layer, ...]) -> list[Dispatcher]:
     """What serves the layers' ops on the model's GPU, of those that have a tree for it."""
     where = {parameter.get_device() for parameter in model.parameters() if parameter.is_cuda}
     ops = sorted(graphs.ops_of(layers)) if len(where) == 1 else []
-    found = [any_dispatcher(find_op(op), *where) for op in ops]
+    found = [dispatcher_for(find_op(op), *where) for op in ops]
     served = [one for one in found if one is not None]
     if not served:
         raise GraphError(
@@ -89,78 +89,74 @@ def _served(model: nn.Module, layers: tuple[Layer, ...]) -> list[Dispatcher]:
 
 
 def _layers(model: nn.Module) -> Iterator[Layer]:
-    """Every layer, in the order of the model's modules; the parts of a gated one with it."""
+    """Every layer that kernels take, in the order of the model's modules; the parts of a gated one with it."""
     with_residual = fusing.fused_with_residuals(model)
     widths = {module.in_features for module in model.modules() if isinstance(module, Linear)}
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
-        if module in inside:
-            continue
+        found: list[Layer | None] = []
         if (norm := fusing.norm_of(module)) and (module in with_residual or norm[0].shape[0] in widths):
-            yield from _norm(name, norm, module in with_residual)
+            found = [_norm(name, norm, module in with_residual)]
         elif gated := fusing.gated_of(module):
             names, activation = gated
             linears: list[Any] = [getattr(module, part) for part in names]
             inside.update(linears)
-            yield from _gated(name, names, linears, activation, module in with_residual)
-        elif isinstance(module, Linear):
-            yield from _linear(name, module)
+            found = _gated(name, names, linears, activation, module in with_residual)
+        elif isinstance(module, Linear) and module not in inside:
+            found = [_linear(name, module)]
+        yield from _taken(found)
 
 
-def _linear(name: str, linear: Any) -> Iterator[Layer]:
-    """A linear layer by itself; nothing if the kernels do not take it."""
+def _taken(layers: Iterable[Layer | None]) -> tuple[Layer, ...]:
+    return tuple(layer for layer in layers if layer is not None)
+
+
+def _linear(name: str, linear: Any) -> Layer | None:
+    """A linear layer by itself; None if the kernels do not take it."""
     if linear.bias is not None:
-        yield from _fused_linear(name, [linear], "bias", bias=linear.bias)
-        return
+        return _fused_linear(name, [linear], "bias", bias=linear.bias)
     w = linear.weight
     n, k = w.shape
     problem = problem_of(w.new_empty((1, k)), w, w.new_empty((1, n)), _is_static(linear))
-    if problem is not None:
-        yield Layer(name, problem)
+    return problem and Layer(name, problem)
 
 
-def _gated(name: str, names: Any, linears: Any, activation: str, adds: bool) -> Iterator[Layer]:
-    """A gated layer: gate and up are one kernel, down another; ``adds``: the latter adds a residual."""
-    within = [tuple(_linear(part, linear)) for part, linear in zip(names, linears, strict=True)]
+def _gated(name: str, names: Any, linears: Any, activation: str, adds: bool) -> list[Layer | None]:
+    """A gated layer, gate and up in one kernel and down in another, which adds a residual or not; else its parts."""
     gate, up, down = linears
-    apart, last = (*within[0], *within[1]), within[2]
-    first = _fused_linear(name, [gate, up], f"{activation}_mul", up=up.weight) if fusing.may_fuse(gate, up) else ()
-    for layer in first:
-        if adds and fusing.may_fuse(down):
-            residual = down.weight.new_empty((1, down.out_features))
-            summed = _fused_linear(names[2], [down], "residual", bias=down.bias, residual=residual)
-            then = tuple(replace(one, instead=last) for one in summed) or last
-        else:
-            then = last
-        yield replace(layer, instead=(*apart, *last), then=then)
-        return
-    for part in (*apart, *last):
-        yield replace(part, name=f"{name}.{part.name}")
+    apart = [_linear(part, linear) for part, linear in zip(names, linears, strict=True)]
+    fused = summed = None
+    if fusing.may_fuse(gate, up):
+        fused = _fused_linear(name, [gate, up], f"{activation}_mul", up=up.weight)
+    if fused is None:
+        return [part and replace(part, name=f"{name}.{part.name}") for part in apart]
+    last = _taken(apart[2:])
+    if adds and fusing.may_fuse(down):
+        residual = down.weight.new_empty((1, down.out_features))
+        summed = _fused_linear(names[2], [down], "residual", bias=down.bias, residual=residual)
+    then = (replace(summed, instead=last),) if summed else last
+    return [replace(fused, instead=_taken(apart), then=then)]
 
 
-def _fused_linear(name: str, linears: list[Any], epilogue: str, **operands: Any) -> Iterator[Layer]:
+def _fused_linear(name: str, linears: list[Any], epilogue: str, **operands: Any) -> Layer | None:
     w = linears[0].weight
     n, k = w.shape
     layer = fused_linear_call.Operands(w, **operands)
     is_static = all(map(_is_static, linears))
     call = fused_linear_call.call_of(w.new_empty((1, k)), layer, w.new_empty((1, n)), epilogue, is_static)
-    if call is not None:
-        yield Layer(name, call.problem())
+    return call and Layer(name, call.problem())
 
 
-def _norm(name: str, norm: Any, adds: bool) -> Iterator[Layer]:
-    """A norm; ``adds``: of the sum with a residual, which is a kernel of PyTorch's where the tree declines."""
+def _norm(name: str, norm: tuple[Tensor, float, bool], adds: bool) -> Layer | None:
+    """A norm; ``adds``: of the sum with a residual, which PyTorch adds by itself where the tree declines."""
     weight, eps, one_plus = norm
     x, residual, out, total = (weight.new_empty((1, weight.shape[0])) for _ in range(4))
     operands = rms_norm_call.Operands(weight, eps=eps, one_plus=one_plus)
     alone = rms_norm_call.call_of(x, operands, out)
     added = rms_norm_call.call_of(x, operands._replace(residual=residual, total=total), out)
-    if alone is None or added is None:
-        return
-    if adds:
-        yield Layer(name, added.problem(), instead=(Layer("norm", alone.problem()),))
-    else:
-        yield Layer(name, alone.problem())
+    if adds and added and alone:
+        return Layer(name, added.problem(), instead=(Layer("norm", alone.problem()),))
+    return alone and Layer(name, alone.problem())
 
 
 def _is_static(layer: Linear) -> bool:

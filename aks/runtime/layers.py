@@ -83,6 +83,6 @@ def layer_dispatcher(op: Op, index: int) -> LayerDispatcher | None:
 _MAKERS: dict[str, served.Make] = {GEMM.name: _make}
 
 
-def any_dispatcher(op: Op, index: int) -> served.Dispatcher | None:
-    """As ``layer_dispatcher``, or ``dispatcher_of`` for ``gemm``: what serves an op on CUDA device ``index``."""
+def dispatcher_for(op: Op, index: int) -> served.Dispatcher | None:
+    """What serves an op on CUDA device ``index``: as ``layer_dispatcher``, or ``dispatcher_of`` for ``gemm``."""
     return served.find(op, index, _MAKERS.get(op.name, LayerDispatcher))

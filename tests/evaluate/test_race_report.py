@@ -27,6 +27,7 @@ launching cubin 0 tma_kernel
 ========= RACECHECK SUMMARY: 2 hazards displayed (0 errors, 2 warnings)
 """
 CODE = {
+    0xA00: "@P1 SYNCS.ARRIVE.TRANS64 RZ, [UR7+0x28000], R2",
     0xB40: "@UP0 SYNCS.EXCH.64 URZ, [UR7+0x28000], UR12",
     0xC00: "@UP0 SYNCS.EXCH.64 URZ, [UR7+0x28008], UR12",
     0xD80: "@P1 SYNCS.ARRIVE.TRANS64 RZ, [UR7+0x28000], R2",
@@ -66,6 +67,7 @@ def test_an_arrival_after_the_initialisation_is_explained() -> None:
         ("+0xd80", "+0xe00"),
         ("+0xb40", "+0xc00"),
         ("+0xb40", "+0xb50"),
+        ("+0xd80", "+0xa00"),
         ("tma_kernel+0xd80", "gemv_kernel+0xd80"),
         ("and Read", "and Write"),
         ("cubin 0 tma", "cubin 1 tma"),
@@ -74,6 +76,7 @@ def test_an_arrival_after_the_initialisation_is_explained() -> None:
     ],
     ids=[
         "an error", "an ordinary write", "an ordinary read", "a wait", "another barrier", "no instruction",
+        "an arrival before",
         "another kernel", "a write", "another cubin", "a second read", "what is not known",
     ],
 )  # fmt: skip

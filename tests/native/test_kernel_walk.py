@@ -136,7 +136,7 @@ def test_operands_that_share_memory_do_so_again():
 def sanitize(tmp_path: Path, says: str, *options: str, bundle: Path | None = None) -> subprocess.CompletedProcess[str]:
     """The script with a sanitizer that runs nothing: it says its tool, and then ``says``."""
     fake = tmp_path / "sanitizer"
-    fake.write_text(f'#!/bin/sh\necho "tool $4 caching $PYTORCH_NO_CUDA_MEMORY_CACHING $@"\n{says}\n')
+    fake.write_text(f'#!/bin/sh\necho "tool $6 caching $PYTORCH_NO_CUDA_MEMORY_CACHING $@"\n{says}\n')
     fake.chmod(0o755)
     command = [sys.executable, SCRIPT, bundle or tmp_path, "--sanitizer", fake, *options]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"})
