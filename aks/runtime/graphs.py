@@ -192,7 +192,8 @@ def breakpoints(layers: Sequence[Layer], max_m: int, predictors: Predictors, dev
 def stretch_tops(points: Sequence[Breakpoint], max_m: int) -> list[int]:
     """Upper ends of the stretches of m in which no layer's launch changes, ascending: the finest graphs worth having.
 
-    Within a stretch of kernels of ours, a batch that is padded is launched as it would be by itself.
+    Within a stretch of kernels of ours, a batch that is padded is launched as it would be by itself. A norm has a
+    program for each row, so with it there is a stretch for each m: leave norms out to see those of the other layers.
     """
     return sorted({max_m, *(point.m - 1 for point in points if point.m <= max_m)})
 
