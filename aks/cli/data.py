@@ -138,29 +138,35 @@ def problems(
 
 @data.command()
 def sentinels(
-    file: Annotated[Path, typer.Argument(help="Parquet file of measurements that the tree was trained on.")],
+    files: Annotated[list[Path], typer.Argument(help="Parquet files of measurements that the tree was trained on.")],
     op: OpName = "gemm",
     model: Annotated[
-        Path | None, typer.Option(help="Exported folder; default: the shipped tree of the file's device.")
+        Path | None, typer.Option(help="Exported folder; default: the shipped tree of the files' device.")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="How many problems.")] = 30,
 ) -> None:
     """Write sentinels.json beside an exported tree: problems and latencies that 'aks doctor' measures again.
 
+    They are of the regime that the tree was trained for.
+
     \b
     Examples:
       aks data sentinels data/gemm/h200.parquet
-      aks data sentinels data/gemm/h200.parquet --model bundles/gemm/h200
+      aks data sentinels data/gemm/h200.parquet --model models/chain/gemm/h200
     """
     from aks.collect.datafile import read_table
+    from aks.core.device import device_slug
+    from aks.data.parquet import dataset_hash
     from aks.evaluate.doctor import choose_sentinels, write_sentinels
     from aks.ops import find_op
     from aks.runtime.predictor import Predictor
 
     known_op = find_op(op)
-    rows = [row for row in read_table(file, known_op).to_pylist() if row["regime"] == Regime.COLD.value]
+    rows = [row for file in files for row in read_table(file, known_op).to_pylist()]
     device = None if model or not rows else rows[0]["device"]
     predictor = Predictor.load(known_op, device=device, path=model)
-    chosen, environment = choose_sentinels(known_op, predictor, rows, count)
-    path = write_sentinels(predictor, chosen, environment)
-    print(f"{len(chosen)} sentinels: {path}")
+    rows = [row for row in rows if device_slug(row["device"]) == predictor.tree.device]
+    datasets = {file.as_posix(): dataset_hash(file) for file in files}
+    recorded = choose_sentinels(known_op, predictor, rows, datasets, count)
+    path = write_sentinels(predictor, recorded)
+    print(f"{len(recorded.sentinels)} sentinels of regime {recorded.regime}: {path}")

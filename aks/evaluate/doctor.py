@@ -1,7 +1,8 @@
 """Whether what was recorded still holds: a few sentinel problems, measured again on the GPU at hand.
 
-``choose_sentinels`` picks them of a file of measurements and writes down what the tree's choice and the vendor's call
-took; ``examine`` has both measured again, and says what has drifted. The file goes with one tree, by its hash.
+``choose_sentinels`` picks them of files of measurements and writes down what the tree's choice and the vendor's call
+took, in the regime that the tree was trained for; ``examine`` has both measured again in that regime, and says what has
+drifted. The file goes with one tree, by its hash.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from aks.core import artifact
 from aks.core.bundle import TREE_FILE
 from aks.core.config import Config
 from aks.core.errors import AksError, ArtifactError
+from aks.core.measurement import Regime
 from aks.core.problem import Problem
 from aks.core.record import Environment
 from aks.ops.op import Op
 from aks.runtime.predictor import Predictor
 
 SENTINELS_FILE = "sentinels.json"
-_FORMAT, _VERSION = "aks-sentinels", 1
+_FORMAT, _VERSION = "aks-sentinels", 2
 LATENCY_DRIFT = 0.10
 """Median latency, of choices or of the vendor's call, may differ by so much from what was recorded."""
 GAIN_DRIFT = 0.03
@@ -36,8 +38,8 @@ SLOWER, LOSS, SHARE = 0.05, 0.10, 0.10
 Runs differ by 1.6 % (data/gemm/README.md), so one problem says little: each criterion is over all of them.
 """
 
-Measure = Callable[[Problem, Sequence[Config]], Mapping[Config, float | str]]
-"""Microseconds of each config on a problem, or what went wrong with it."""
+Measure = Callable[[Problem, Sequence[Config], Regime], Mapping[Config, float | str]]
+"""Microseconds of each config on a problem in a regime, or what went wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,19 @@ class Sentinel:
     config: Config
     config_us: float
     vendor_us: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Sentinels as they were measured: in which regime, with which software.
+
+    datasets: SHA-256 of the files of measurements that they come from, in hex, by the files' paths.
+    """
+
+    sentinels: list[Sentinel]
+    environment: Environment
+    regime: Regime
+    datasets: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,19 +98,22 @@ class Checkup:
 
 
 def choose_sentinels(
-    op: Op, predictor: Predictor, rows: Sequence[Mapping[str, Any]], count: int = 30
-) -> tuple[list[Sentinel], Environment]:
-    """Problems of rows of measurements (``aks.core.record``, one regime) that are spread evenly over their axes.
+    op: Op, predictor: Predictor, rows: Sequence[Mapping[str, Any]], datasets: Mapping[str, str], count: int = 30
+) -> Recorded:
+    """Problems of rows of measurements (``aks.core.record``) that are spread evenly over their axes.
 
-    Those count for which the tree chooses a kernel that was measured to the end, as the vendor's call was.
+    Those count for which the tree chooses a kernel that was measured to the end, as the vendor's call was, in the
+    regime that the tree was trained for. datasets as of ``Recorded``.
 
     Raises
     ------
     ArtifactError
         If there are none.
     """
+    regime = regime_of(predictor)
+    measured = [row for row in rows if row["regime"] == regime.value]
     latencies: dict[Problem, dict[Config, list[float]]] = {}
-    for row in rows:
+    for row in measured:
         if row["status"] == "ok":
             problem, config = op.problem_type.from_row(dict(row)), op.config_type.from_row(dict(row))
             latencies.setdefault(problem, {}).setdefault(config, []).append(row["latency_us"])
@@ -105,10 +123,30 @@ def choose_sentinels(
         if config != op.vendor and config in known and op.vendor in known:
             found.append(Sentinel(problem, config, median(known[config]), median(known[op.vendor])))
     if not found:
-        raise ArtifactError(f"{predictor.bundle.folder} chooses nothing of its own that these measurements have")
-    chosen = _spread(found, op.problem_type.AXES, count)
-    newest = max(rows, key=lambda row: row["measured_at"])
-    return chosen, Environment(**{name: newest[name] for name in Environment.__slots__})
+        raise ArtifactError(
+            f"{predictor.bundle.folder} chooses nothing of its own that these measurements have in regime "
+            f"{regime.value!r}, for which it was trained"
+        )
+    newest = max(measured, key=lambda row: row["measured_at"])
+    environment = Environment(**{name: newest[name] for name in Environment.__slots__})
+    return Recorded(_spread(found, op.problem_type.AXES, count), environment, regime, dict(datasets))
+
+
+def regime_of(predictor: Predictor) -> Regime:
+    """The regime whose latencies the tree was trained on.
+
+    Raises
+    ------
+    ArtifactError
+        If its manifest names none.
+    """
+    named = predictor.bundle.manifest.get("regime")
+    try:
+        return Regime(named)
+    except ValueError:
+        raise ArtifactError(
+            f"{predictor.bundle.folder} is of regime {named!r}; known: {', '.join(Regime)}; {artifact.REDO}"
+        ) from None
 
 
 def _spread(found: Sequence[Sentinel], axes: Sequence[str], count: int) -> list[Sentinel]:
@@ -127,7 +165,7 @@ def _spread(found: Sequence[Sentinel], axes: Sequence[str], count: int) -> list[
     return sorted(chosen, key=lambda one: [getattr(one.problem, axis) for axis in axes])
 
 
-def write_sentinels(predictor: Predictor, sentinels: Sequence[Sentinel], environment: Environment) -> Path:
+def write_sentinels(predictor: Predictor, recorded: Recorded) -> Path:
     """Write them beside the predictor's tree. Returns the file."""
     folder = predictor.bundle.folder
     document = {
@@ -136,7 +174,9 @@ def write_sentinels(predictor: Predictor, sentinels: Sequence[Sentinel], environ
         "op": predictor.tree.op,
         "device": predictor.tree.device,
         "tree_sha256": _tree_hash(folder),
-        "environment": asdict(environment),
+        "regime": recorded.regime.value,
+        "datasets": recorded.datasets,
+        "environment": asdict(recorded.environment),
         "sentinels": [
             {
                 "problem": one.problem.to_row(),
@@ -144,7 +184,7 @@ def write_sentinels(predictor: Predictor, sentinels: Sequence[Sentinel], environ
                 "config_us": one.config_us,
                 "vendor_us": one.vendor_us,
             }
-            for one in sentinels
+            for one in recorded.sentinels
         ],
     }
     path = folder / SENTINELS_FILE
@@ -167,7 +207,7 @@ def carry_sentinels(source: Path, target: Path) -> bool:
     return True
 
 
-def read_sentinels(op: Op, folder: Path) -> tuple[list[Sentinel], Environment]:
+def read_sentinels(op: Op, folder: Path) -> Recorded:
     """The sentinels of an exported folder.
 
     Raises
@@ -196,18 +236,17 @@ def read_sentinels(op: Op, folder: Path) -> tuple[list[Sentinel], Environment]:
         ]
         if not sentinels:
             raise ArtifactError(f"{path} names no problem; {redo}")
-        return sentinels, Environment(**document["environment"])
+        datasets = {str(name): str(sha256) for name, sha256 in document["datasets"].items()}
+        return Recorded(sentinels, Environment(**document["environment"]), Regime(document["regime"]), datasets)
     except FileNotFoundError:
         raise ArtifactError(f"{folder} has no {SENTINELS_FILE}; {redo}") from None
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read: {error!r}; {redo}") from error
 
 
-def examine(
-    op: Op, sentinels: Sequence[Sentinel], recorded: Environment, present: Environment, measure: Measure
-) -> Checkup:
-    """Measure sentinels and compare: one after the other, the choice and the vendor's call side by side."""
-    findings = [_examine(op, one, measure) for one in sentinels]
+def examine(op: Op, recorded: Recorded, present: Environment, measure: Measure) -> Checkup:
+    """Measure sentinels in their regime and compare: one after the other, choice and vendor's call side by side."""
+    findings = [_examine(op, one, recorded.regime, measure) for one in recorded.sentinels]
     good = [finding for finding in findings if not finding.error]
     faults = [
         f"{one.sentinel.config.key()} on {one.sentinel.problem.key()}: {one.error}" for one in findings if one.error
@@ -232,14 +271,14 @@ def examine(
             )
         if slower > SHARE * len(good):
             faults.append(f"{slower} of {len(good)} choices are more than {SLOWER:.0%} slower than the vendor's call")
-    was, now = asdict(recorded), asdict(present)
+    was, now = asdict(recorded.environment), asdict(present)
     remarks = [f"{name} was {was[name]}, is {now[name]}" for name in was if was[name] != now[name]]
     return Checkup(findings, latency, vendor, gain, slower, faults, remarks)
 
 
-def _examine(op: Op, sentinel: Sentinel, measure: Measure) -> Finding:
+def _examine(op: Op, sentinel: Sentinel, regime: Regime, measure: Measure) -> Finding:
     try:
-        found = measure(sentinel.problem, (op.vendor, sentinel.config))
+        found = measure(sentinel.problem, (op.vendor, sentinel.config), regime)
     except AksError as error:  # a kernel that faults takes the process's GPU with it: so do all that follow
         return Finding(sentinel, error=str(error))
     config, vendor = found.get(sentinel.config, "was not measured"), found.get(op.vendor, "was not measured")

@@ -2,7 +2,8 @@
 
 ``python -m aks.evaluate.kernel_walk FOLDER`` walks; ``scripts/sanitize_kernels.py`` runs it under compute-sanitizer.
 Operands end where their last element does, so that with ``PYTORCH_NO_CUDA_MEMORY_CACHING=1`` a sanitizer sees any
-access past it. Nothing but the kernels runs on the GPU: operands are made, and results checked, on the host.
+access past it. Nothing but the kernels runs on the GPU: operands are made, and results checked, on the host. All that
+an op adds is what it has anyway: axes and knobs, ``launch_spec``, ``call.call_for`` and ``reference``.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import islice, product
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,15 @@ from torch import Tensor
 
 from aks.core import artifact, formula, kernel_files
 from aks.core.bundle import Bundle, read_bundle
+from aks.core.config import Config
 from aks.core.device import DeviceSpec
 from aks.core.errors import ArtifactError
-from aks.ops.gemm import reference
-from aks.ops.gemm.call import call_of
-from aks.ops.gemm.spec import GEMM, GemmConfig, GemmProblem
+from aks.core.formula import next_pow2
+from aks.core.problem import Problem
+from aks.evaluate import race_report
+from aks.ops import OPS
+from aks.ops.launch_spec import LaunchSpec, Matrix
+from aks.ops.op import Op
 from aks.runtime import native
 
 _RAGGED = (0, 1, 2, 4, 8)
@@ -34,76 +41,149 @@ _ROWS = (1, 2, 3, 4, 5, 17, 33, 65, 129)
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A problem that leads to one kernel: config ``place`` of the tree, and the values of its variant."""
+    """A problem that leads to one kernel: config ``place`` of the tree, and the values of its variant.
+
+    The kernel is ``function`` of entry ``cubin`` of the table.
+    """
 
     place: int
-    config: GemmConfig
+    config: Any
     variant: tuple[int, ...]
-    problem: GemmProblem
+    problem: Any
+    cubin: int
+    function: str
 
 
-def read_table(bundle: Bundle) -> dict[str, Any]:
-    """``kernels.json`` of a bundle of ``gemm``.
+def op_of(bundle: Bundle) -> Op:
+    """The op whose kernels a bundle has.
 
     Raises
     ------
     ArtifactError
-        If the folder has no kernels, or is of another op or config space.
+        If aks has no such op, or another config space for it by now, or no calls of it to launch natively.
     """
-    bundle.check_op(GEMM.name, GEMM.space.fingerprint)
+    name = bundle.tree.op
+    if name not in OPS or find_spec(f"aks.ops.{name}.call") is None:
+        raise ArtifactError(f"{bundle.folder} is of op {name!r}; wanted one whose folder in aks.ops has call.py")
+    op = OPS[name]
+    bundle.check_op(op.name, op.space.fingerprint)
+    return op
+
+
+def read_table(bundle: Bundle) -> dict[str, Any]:
+    """``kernels.json`` of a bundle.
+
+    Raises
+    ------
+    ArtifactError
+        If the folder has no kernels.
+    """
     return json.loads(artifact.read_member(bundle.folder, bundle.manifest, kernel_files.TABLE_FILE))
 
 
 def find_cases(bundle: Bundle, table: Mapping[str, Any], device: DeviceSpec) -> list[Case]:
-    """Cases for every kernel of the table, in its order: of each kernel the smallest problem and the most ragged.
+    """Cases for every kernel of the table, in its order: the smallest problem of each, and the most ragged.
+
+    Where a kernel is told more of a problem than its axes (which epilogue), the most ragged of each such choice.
 
     Raises
     ------
     ArtifactError
-        If no small problem leads to a kernel.
+        If no small problem leads to a kernel, or as of ``op_of``.
     """
-    cases: list[Case] = []
+    op, cases = op_of(bundle), []
+    spec, told = op.launch_spec, _told(op)
     for place, row in enumerate(table["configs"]):
         if row is None:
             continue
-        config = GemmConfig.from_row(bundle.tree.configs[place])
-        found: dict[tuple[int, ...], list[GemmProblem]] = {tuple(kernel[:-1]): [] for kernel in row["kernels"]}
-        for problem in _candidates(config, bundle, device):
-            if (known := found.get(GEMM.launch_spec.variant_values(config, problem.variables()))) is not None:
+        config = op.config_type.from_row(bundle.tree.configs[place])
+        functions = {tuple(values): table["functions"][index] for *values, index in row["kernels"]}
+        found: dict[tuple[int, ...], list[Problem]] = {variant: [] for variant in functions}
+        for problem in _candidates(op, config, bundle, device):
+            if (known := found.get(spec.variant_values(config, problem.variables()))) is not None:
                 known.append(problem)
         if missing := [variant for variant, problems in found.items() if not problems]:
             raise ArtifactError(f"{config.key()}: no small problem leads to its kernels {missing}; widen _candidates")
         for variant, problems in found.items():
-            problems.sort(key=lambda problem: problem.m * problem.n * problem.k)
-            picked = dict.fromkeys((problems[0], max(problems, key=lambda problem: _raggedness(problem, config))))
-            cases += [Case(place, config, variant, problem) for problem in picked]
+            function = functions[variant]
+            cases += [
+                Case(place, config, variant, problem, function["cubin"], function["name"])
+                for problem in _picked(problems, config, told)
+            ]
     return cases
 
 
-def _raggedness(problem: GemmProblem, config: GemmConfig) -> int:
+def _picked(problems: Sequence[Problem], config: Config, told: Sequence[str]) -> Iterator[Problem]:
+    ascending = sorted(problems, key=lambda problem: prod(_axes(problem).values()))
+    most_ragged: dict[tuple[Any, ...], Problem] = {}
+    for problem in ascending:
+        choice = tuple(getattr(problem, name) for name in told)
+        if choice not in most_ragged or _raggedness(problem, config) > _raggedness(most_ragged[choice], config):
+            most_ragged[choice] = problem
+    yield from dict.fromkeys((ascending[0], *most_ragged.values()))
+
+
+def _told(op: Op) -> list[str]:
+    """Attributes of a problem that arguments of kernels are made of."""
+    read = frozenset[str]().union(*map(formula.names, _texts(op.launch_spec)))
+    return [name for name in op.problem_type.CHOICES if name in read]
+
+
+def _texts(spec: LaunchSpec) -> Iterator[str]:
+    for argument in spec.arguments.values():
+        if isinstance(argument, Matrix):
+            yield from (argument.pointer, argument.rows, argument.columns, argument.row_stride)
+        else:
+            yield argument
+
+
+def _axes(problem: Problem) -> dict[str, int]:
+    return {axis: getattr(problem, axis) for axis in problem.AXES}
+
+
+def _block(config: Config, axis: str, value: int) -> int:
+    """How much of an axis a step of a program covers: all of it, as a power of two, if no knob says."""
+    knobs = config.variables()
+    return knobs.get(f"block_{axis}", 0) * (max(1, knobs.get(f"split_{axis}", 0))) or next_pow2(value)
+
+
+def _raggedness(problem: Problem, config: Config) -> int:
     """In how many ways tiles do not fit, or loops are more than one step long."""
-    m, n, k = problem.m, problem.n, problem.k
-    rests = (m % max(config.block_m, 2), n % max(config.block_n, 2), n % 2, k % max(config.block_k, 2))
-    return sum(map(bool, rests)) + (m > 1) + (k > config.block_k * max(1, config.split_k))
+    blocks = [(value, _block(config, axis, value)) for axis, value in _axes(problem).items()]
+    return sum((value % block != 0) + value % 2 + (value > block) for value, block in blocks)
 
 
-def _candidates(config: GemmConfig, bundle: Bundle, device: DeviceSpec) -> Iterator[GemmProblem]:
-    """Problems of a few tiles, even and ragged, for which config is legal and that the tree's support has."""
+def _candidates(op: Op, config: Config, bundle: Bundle, device: DeviceSpec) -> Iterator[Problem]:
+    """Problems of a few tiles, even and ragged, for which config is legal and that the tree's support has.
+
+    Attributes of which no kernel is told have their last value alone: the widest alignment, static weights.
+    """
     support: Any = bundle.tree.support
-    is_legal = formula.compile_python(GEMM.space.legality(config, device))
-    depth = config.block_k * max(1, config.split_k)
-    # A row of x that is held whole (stream) is as long as its block, or a little less.
-    lengths = {depth - more for more in _RAGGED} | {times * depth + more for times in (1, 2, 3) for more in _RAGGED}
-    widths = [2 * max(config.block_n, 32) + more for more in _RAGGED]
-    choices = [support[name] for name in ("dtype", "w_layout", "alignment")]
-    axes: list[list[Any]] = [
-        [value for value in values if support[axis][0] <= value <= support[axis][1]]
-        for axis, values in (("m", _ROWS), ("n", widths), ("k", sorted(lengths)))
-    ]
-    for values in product(*axes, *choices):
-        problem = GemmProblem(*values, static_weights=True)
+    is_legal = formula.compile_python(op.space.legality(config, device))
+    spec = op.launch_spec
+    read = frozenset[str]().union(*(formula.names(part.formula) for part in spec.variant), _told(op))
+    names = [*op.problem_type.AXES, *op.problem_type.CHOICES]
+    sizes = [_sizes(config, axis, *support[axis]) for axis in op.problem_type.AXES]
+    choices = [support[name][0 if name in read else -1 :] for name in op.problem_type.CHOICES]
+    for values in product(*sizes, *choices):
+        problem = op.problem_type(**dict(zip(names, values, strict=True)))
         if is_legal(problem.variables()):
             yield problem
+
+
+def _sizes(config: Config, axis: str, low: int, high: int) -> list[int]:
+    """Values of an axis within the support: rows as they come, else around multiples of its block."""
+    block = config.variables().get(f"block_{axis}", 0)
+    if axis == "m":
+        sizes = set(_ROWS)
+    elif block:
+        # A row of x that is held whole (stream) is as long as its block, or a little less.
+        step = max(_block(config, axis, 1), 32)
+        sizes = {step - more for more in _RAGGED} | {n * step + more for n in (1, 2, 3) for more in _RAGGED}
+    else:
+        powers = [1 << power for power in range(high.bit_length())]
+        sizes = {power - more for power in powers for more in _RAGGED}
+    return sorted(size for size in sizes if low <= size <= high)
 
 
 def cut(table: Mapping[str, Any], place: int, variants: Sequence[tuple[int, ...]]) -> bytes:
@@ -124,25 +204,32 @@ def cut(table: Mapping[str, Any], place: int, variants: Sequence[tuple[int, ...]
 
 
 def walk(
-    bundle: Bundle, table: Mapping[str, Any], cases: Sequence[Case], load: Callable[[bytes], native.Kernels]
+    bundle: Bundle,
+    table: Mapping[str, Any],
+    cases: Sequence[Case],
+    load: Callable[[bytes], native.Kernels],
+    device: str = "cuda",
 ) -> Iterator[tuple[Case, str]]:
     """Launch each case on the current GPU, and say what is wrong with its result: nothing, if empty.
 
-    load: the kernels of a table, on that GPU.
+    load: the kernels of a table, on that GPU; device: where their operands are. Each case is announced on standard
+    output before it is launched.
     """
+    op = op_of(bundle)
     for place in dict.fromkeys(case.place for case in cases):
         mine = [case for case in cases if case.place == place]
         kernels = load(cut(table, place, [case.variant for case in mine]))
         for case in mine:
-            yield case, run_case(kernels, case)
+            print(race_report.announcement(case.cubin, case.function), flush=True)
+            yield case, run_case(op, kernels, case, device)
 
 
-def run_case(kernels: native.Kernels, case: Case, device: str = "cuda") -> str:
+def run_case(op: Op, kernels: native.Kernels, case: Case, device: str) -> str:
     """What is wrong with a case's result on its kernel; empty if nothing is."""
-    problem = case.problem
+    problem, reference = case.problem, op.reference
     made = reference.make_inputs(problem, device="cpu")
-    x, w, out = (_exact(tensor, device) for tensor in (made.x, made.w[0], made.out))
-    call = call_of(x, w if problem.w_layout == "nk" else w.T, out, True)
+    x, w, out = exact_copies((made.x, made.w[0], made.out), device)
+    call = op.call.call_for(problem, x, w, out)
     if call is None or call.problem() != problem:
         return f"its operands pose {call and call.problem()}"
     stream = torch.cuda.current_stream().cuda_stream if device == "cuda" else 0
@@ -151,28 +238,58 @@ def run_case(kernels: native.Kernels, case: Case, device: str = "cuda") -> str:
         return f"config {answer} was launched instead"
     if device == "cuda":
         torch.cuda.synchronize()
-    return check_result(problem, out, reference.reference(problem, made.x, made.w[0]))
+    return check_result(op, problem, out, reference.reference(problem, made.x, made.w[0]))
 
 
-def check_result(problem: GemmProblem, out: Tensor, expected: Tensor) -> str:
+def check_result(op: Op, problem: Problem, out: Tensor, expected: Tensor) -> str:
     """What is wrong with out, or with what lies between and before its rows, which must still be NaN."""
     whole = out.as_strided((_end(out),), (1,), 0).cpu()
     rows = whole.as_strided(out.shape, out.stride(), out.storage_offset())
-    wrong = reference.check(problem, rows, expected)
+    wrong = op.reference.check(problem, rows, expected)
     rows.fill_(float("nan"))
     return wrong or ("" if bool(whole.isnan().all()) else "it wrote between or before the rows of out")
 
 
-def _exact(tensor: Tensor, device: str) -> Tensor:
-    """The same values at the same strides and alignment, in memory that ends with the last element."""
-    flat = tensor.as_strided((_end(tensor),), (1,), 0).clone()
-    flat[: tensor.storage_offset()] = float("nan")
-    return flat.to(device).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+def exact_copies(operands: Any, device: str) -> Any:
+    """The same values at the same strides and alignment, in memory that ends with the last element.
+
+    operands is a tensor, or a tuple (named or not) of operands; what is neither stays. Tensors that share memory do
+    so again, and what lies before the first of them is NaN.
+    """
+    memory: dict[int, list[Tensor]] = {}
+    for tensor in _tensors(operands):
+        memory.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
+    copies: dict[int, Tensor] = {}
+    for address, views in memory.items():
+        flat = views[0].as_strided((max(map(_end, views)),), (1,), 0).clone()
+        flat[: min(view.storage_offset() for view in views)] = float("nan")
+        copies[address] = flat.to(device)
+    return _over(operands, copies)
+
+
+def _tensors(operands: Any) -> Iterator[Tensor]:
+    if isinstance(operands, Tensor):
+        yield operands
+    elif isinstance(operands, tuple):
+        for operand in operands:
+            yield from _tensors(operand)
+
+
+def _over(operands: Any, copies: Mapping[int, Tensor]) -> Any:
+    """The operands as views of the copies of their memory."""
+    if isinstance(operands, Tensor):
+        flat = copies[operands.untyped_storage().data_ptr()]
+        return flat.as_strided(operands.shape, operands.stride(), operands.storage_offset())
+    if not isinstance(operands, tuple):
+        return operands
+    views = [_over(operand, copies) for operand in operands]
+    return type(operands)(*views) if hasattr(operands, "_fields") else tuple(views)
 
 
 def _end(tensor: Tensor) -> int:
-    rows, columns = tensor.shape
-    return int(tensor.storage_offset()) + (rows - 1) * tensor.stride(0) + columns
+    """Elements of its memory up to its last one."""
+    steps = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return int(tensor.storage_offset()) + steps + 1
 
 
 def main(folder: Path, shard: str = "1/1", kind: str = "") -> None:

@@ -25,6 +25,7 @@ from aks.evaluate.blocks import Blocks, Linear, Load, Run
 from aks.evaluate.first_request import FirstRequest, in_new_process, serve, served_by
 from aks.evaluate.traffic import Step, bursty_trace
 from aks.evaluate.utilization import GpuSample, GpuSampler, between, mean_busy
+from aks.ops.gemm.spec import GEMM
 from aks.runtime import dispatcher, graphs
 from aks.runtime.capture import StepGraphs, measured_cost
 from aks.runtime.graphs import Layer, Plan
@@ -198,7 +199,7 @@ class Server:
             step.invalidate(_candidates(self.blocks.layers(), self.max_m, served))
             step.capture_pending()
             plan = graphs.plan(
-                self.blocks.layers(), self.max_m, served.predictor, served.device,
+                self.blocks.layers(), self.max_m, {GEMM.name: served.predictor}, served.device,
                 padding=_PADDING, cost=measured_cost(step),
             )  # fmt: skip
             self.plans = {"aks graphs": plan, "powers of two": plan.with_tops(graphs.powers_of_two(self.max_m))}
@@ -208,8 +209,12 @@ class Server:
 
 
 def _candidates(layers: Sequence[Layer], max_m: int, served: dispatcher.GemmDispatcher) -> list[int]:
-    """Sizes to measure: ends of stretches, and sizes between, since a vendor's routine changes unseen."""
-    points = graphs.breakpoints(layers, max_m, served.predictor, served.device)
+    """Sizes to measure: ends of stretches, and sizes between, since a vendor's routine changes unseen.
+
+    cuBLAS takes other kernels every 32 to 64 rows (H200), and a plan takes a size that was not measured for the next
+    that was: wider steps would hide what such a size costs by itself. Capturing one takes milliseconds.
+    """
+    points = graphs.breakpoints(layers, max_m, {GEMM.name: served.predictor}, served.device)
     grid = [*range(16, min(max_m, 256), 16), *range(256, max_m, 32)]
     return sorted({*graphs.stretch_tops(points, max_m), *grid, *graphs.powers_of_two(max_m)})
 

@@ -35,7 +35,7 @@ def reachable(tree: Tree, spec: LaunchSpec, configs: Sequence[Config]) -> list[K
     for leaf, box in leaf_boxes(tree):
         for attributes in attribute_values(tree, box):
             inside = {**box, **{name: (value, value) for name, value in attributes.items()}}
-            for config, part in _may_run(tree, leaf, inside):
+            for config, part in _may_run(tree, leaf, inside, attributes):
                 if spec.config_has_kernel(configs[config]):
                     found |= {Key(config, values) for values in _variants(spec, known[config] | attributes, part)}
     return sorted(found, key=lambda key: (key.config, key.values))
@@ -67,12 +67,13 @@ def attribute_values(tree: Tree, box: Box) -> Iterator[dict[str, int]]:
         yield {parameter.name: value for parameter, value in zip(attributes, values, strict=True)}
 
 
-def _may_run(tree: Tree, leaf: Leaf, box: Box) -> Iterator[tuple[int, Box]]:
+def _may_run(tree: Tree, leaf: Leaf, box: Box, attributes: Mapping[str, int]) -> Iterator[tuple[int, Box]]:
     """Configs of the leaf that may be its first legal one, and bounds of the problems for which they are."""
     for config in leaf.ranking:
         if config == VENDOR:
             return
-        condition = simplify(tree.legality[config], box)
+        # With the attributes as numbers, a rule that compares an axis bounds that axis.
+        condition = simplify(formula.fold(tree.legality[config], attributes), box)
         part = _where(condition, box)
         if part is not None:
             yield config, part

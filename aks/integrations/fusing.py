@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Collection, Iterator
 from types import CodeType, FunctionType
@@ -34,6 +35,7 @@ FUSIONS = ("norm", "gated", "residual")
 """RMSNorms; gated feed-forward layers; additions of residuals, into what of the others there is."""
 _GATED = (("gate_proj", "up_proj", "down_proj"), ("w1", "w3", "w2"))
 """Names of gate, up and down, as models have them."""
+_ADDITION = re.compile(r"= self\.(_aks_add_norm|_aks_call_add)\(self\.(\w+), ")
 _ACTIVATION_NAMES = ("act_fn", "act", "activation_fn")
 
 
@@ -254,6 +256,39 @@ def is_fused_layer(module: nn.Module) -> bool:
     return isinstance(module, _Norm | _Gated)
 
 
+def fused_with_residuals(model: nn.Module) -> set[nn.Module]:
+    """Norms and gated layers of a model that take the addition of a residual, before or after them, into a kernel."""
+    blocks: list[Any] = [module for module in model.modules() if isinstance(module, _Block)]
+    kinds = {_Block._aks_add_norm.__name__: _Norm, _Block._aks_call_add.__name__: _Gated}
+    added = [
+        (block._modules.get(name), kinds[method])
+        for block in blocks
+        for method, name in _additions(block._aks_base.forward)
+    ]
+    return {module for module, kind in added if module is not None and _is_fused(module, kind)}
+
+
+def norm_of(module: Any) -> tuple[Tensor, float, bool] | None:
+    """Weight [K], eps and whether 1 is added to the weight, of a norm that was fused; None of anything else."""
+    if not isinstance(module, _Norm):
+        return None
+    known: Any = module
+    return (known.weight, *known._aks_norm)
+
+
+def gated_of(module: Any) -> tuple[tuple[str, str, str], str] | None:
+    """Names of gate, up and down, and the activation, of a gated layer that was fused; None of anything else."""
+    if not isinstance(module, _Gated):
+        return None
+    known: Any = module
+    return known._aks_names, known._aks_activation
+
+
+def may_fuse(*linears: nn.Module) -> bool:
+    """Whether linear layers inside a fused one need not be called themselves."""
+    return all(type(layer) is Linear and "weight" in layer._parameters and not _has_hooks(layer) for layer in linears)
+
+
 def _is_fused(module: Any, kind: type) -> bool:
     """Whether what the module computes may be had without calling it."""
     return isinstance(module, kind) and not _has_hooks(module)
@@ -283,19 +318,10 @@ def _is_static(*linears: Any) -> bool | None:
 @functools.cache
 def _rewritten(forward: FunctionType) -> FunctionType | None:
     """``forward`` with additions of a residual replaced by calls of ``_Block``'s methods; None if it has none."""
-    if forward.__closure__ or hasattr(forward, "__wrapped__"):
+    definition = _definition(forward)
+    if definition is None:
         return None
-    try:
-        source = textwrap.dedent(inspect.getsource(forward))
-        [definition] = ast.parse(source).body
-    except (OSError, SyntaxError, TypeError, ValueError):  # written where there is no source, or a lambda
-        return None
-    if not isinstance(definition, ast.FunctionDef):
-        return None
-    body = list(_with_calls_added(list(_with_norms_added(definition.body))))
-    if len(body) == len(definition.body):
-        return None
-    definition.body, definition.decorator_list, definition.returns = body, [], None
+    definition.decorator_list, definition.returns = [], None
     arguments = definition.args
     for argument in (*arguments.args, *arguments.kwonlyargs, arguments.kwarg, arguments.vararg):
         if argument:
@@ -308,6 +334,32 @@ def _rewritten(forward: FunctionType) -> FunctionType | None:
     made.__kwdefaults__, made.__qualname__, made.__doc__ = forward.__kwdefaults__, forward.__qualname__, forward.__doc__
     made.__annotations__, made.__module__ = forward.__annotations__, forward.__module__
     return made
+
+
+def _definition(forward: FunctionType) -> ast.FunctionDef | None:
+    """What ``_rewritten`` compiles, parsed anew."""
+    if forward.__closure__ or hasattr(forward, "__wrapped__"):
+        return None
+    try:
+        source = textwrap.dedent(inspect.getsource(forward))
+        [definition] = ast.parse(source).body
+    except (OSError, SyntaxError, TypeError, ValueError):  # written where there is no source, or a lambda
+        return None
+    if not isinstance(definition, ast.FunctionDef):
+        return None
+    body = list(_with_calls_added(list(_with_norms_added(definition.body))))
+    if len(body) == len(definition.body):
+        return None
+    definition.body = body
+    return definition
+
+
+@functools.cache
+def _additions(forward: FunctionType) -> tuple[tuple[str, str], ...]:
+    """Calls that ``_rewritten`` has instead of additions: the method of ``_Block``, and the block's attribute."""
+    definition = _definition(forward)
+    calls = [ast.unparse(statement) for statement in definition.body] if definition else []
+    return tuple((match[1], match[2]) for match in map(_ADDITION.search, calls) if match)
 
 
 def _with_norms_added(body: list[ast.stmt]) -> Iterator[ast.stmt]:

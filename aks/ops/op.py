@@ -68,6 +68,11 @@ class Op:
         return importlib.import_module(f"aks.ops.{self.name}.reference")
 
     @property
+    def call(self) -> ModuleType:
+        """``aks.ops.<name>.call``: ``call_for``, of ops that the native dispatcher launches. Imports torch."""
+        return importlib.import_module(f"aks.ops.{self.name}.call")
+
+    @property
     def compiler(self) -> str:
         """Module with ``compile_jobs`` and ``compile_job``, for processes that compile ahead; empty: there is none."""
         return f"aks.ops.{self.name}.launch"

@@ -7,7 +7,7 @@ within a bound of each batch's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
@@ -16,32 +16,43 @@ from aks.core import formula
 from aks.core.config import Config
 from aks.core.device import DeviceSpec
 from aks.core.errors import GraphError
-from aks.ops.gemm.spec import GEMM, GemmProblem
+from aks.core.problem import Problem
+from aks.ops import find_op
+from aks.ops.op import Op
 from aks.runtime.predictor import Predictor
+
+Predictors = Mapping[str, Predictor]
+"""By the name of their op. An op without one is left to PyTorch, as it is where no tree fits the GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """Linear layers that pose the same problem: ``count`` of them, by the name of the first.
+    """Layers that pose the same problem of some op: ``count`` of them, by the name of the first.
 
-    The m of ``problem`` does not matter.
+    The m of ``problem`` does not matter. Where the tree of its op names a kernel, that runs, and after it ``then``:
+    layers that are fused only behind a fused one. Where the tree leaves it to PyTorch, ``instead`` runs: layers that
+    would have been fused, which the trees of their own ops know.
     """
 
     name: str
-    problem: GemmProblem
+    problem: Problem
     count: int = 1
+    instead: tuple[Layer, ...] = ()
+    then: tuple[Layer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
     """What runs a layer: the config, the values of its kernel's variant, and the programs of its grid.
 
-    A vendor's routine has no variant and 0 programs: which kernel it launches, its library alone knows.
+    A vendor's routine has no variant and 0 programs: which kernel it launches, its library alone knows. parts are
+    the launches of the layer's ``instead``, if config is the vendor's, else of its ``then``.
     """
 
     config: Config
     variant: tuple[int, ...] = ()
     programs: int = 0
+    parts: tuple[Launch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +67,21 @@ class Breakpoint:
     @property
     def changed(self) -> str:
         """``config``, ``kernel`` (another variant of the config's) or ``grid``: the first of these that differs."""
-        if self.before.config != self.after.config:
+        old, new = self._differing
+        if old.config != new.config:
             return "config"
-        return "kernel" if self.before.variant != self.after.variant else "grid"
+        return "kernel" if old.variant != new.variant else "grid"
+
+    @property
+    def _differing(self) -> tuple[Launch, Launch]:
+        """The launch that differs, and what it was: the layer's own, or the first of its parts."""
+        old, new = self.before, self.after
+        while replace(old, parts=()) == replace(new, parts=()):
+            old, new = next((one, other) for one, other in zip(old.parts, new.parts, strict=True) if one != other)
+        return old, new
 
     def __str__(self) -> str:
-        old, new = self.before, self.after
+        old, new = self._differing
         match self.changed:
             case "config":
                 what = f"{old.config.key()} -> {new.config.key()}"
@@ -143,25 +163,26 @@ class Plan:
         return "\n".join(lines)
 
 
-def launches(layer: Layer, max_m: int, predictor: Predictor, device: DeviceSpec) -> list[Launch]:
+def launches(layer: Layer, max_m: int, predictors: Predictors, device: DeviceSpec) -> list[Launch]:
     """How a layer is launched with 1, 2, … ``max_m`` rows.
 
-    Every m is asked of the tree: exact by construction, rules and all, at about 10 µs each. The predictor's counts
+    Every m is asked of the tree: exact by construction, rules and all, at about 10 µs each. The predictors' counts
     stay as they are.
     """
-    return list(_launches(layer, max_m, _silent(predictor), device))
+    _check([layer], max_m, predictors)
+    return list(_launches(layer, max_m, _silent(predictors), device))
 
 
-def breakpoints(layers: Sequence[Layer], max_m: int, predictor: Predictor, device: DeviceSpec) -> list[Breakpoint]:
+def breakpoints(layers: Sequence[Layer], max_m: int, predictors: Predictors, device: DeviceSpec) -> list[Breakpoint]:
     """All m from 2 to ``max_m`` at which some layer's launch changes, ascending.
 
     Raises
     ------
     GraphError
-        If there are no layers, or max_m is below 1.
+        If there are no layers, or no predictor for any, or max_m is below 1.
     """
-    _check(layers, max_m)
-    silent, found = _silent(predictor), []
+    _check(layers, max_m, predictors)
+    silent, found = _silent(predictors), []
     for layer in layers:
         pairs = pairwise(_launches(layer, max_m, silent, device))
         found += [Breakpoint(m, layer, old, new) for m, (old, new) in enumerate(pairs, start=2) if old != new]
@@ -171,7 +192,8 @@ def breakpoints(layers: Sequence[Layer], max_m: int, predictor: Predictor, devic
 def stretch_tops(points: Sequence[Breakpoint], max_m: int) -> list[int]:
     """Upper ends of the stretches of m in which no layer's launch changes, ascending: the finest graphs worth having.
 
-    Within a stretch of kernels of ours, a batch that is padded is launched as it would be by itself.
+    Within a stretch of kernels of ours, a batch that is padded is launched as it would be by itself. A norm has a
+    program for each row, so with it there is a stretch for each m: leave norms out to see those of the other layers.
     """
     return sorted({max_m, *(point.m - 1 for point in points if point.m <= max_m)})
 
@@ -179,7 +201,7 @@ def stretch_tops(points: Sequence[Breakpoint], max_m: int) -> list[int]:
 def plan(
     layers: Sequence[Layer],
     max_m: int,
-    predictor: Predictor,
+    predictors: Predictors,
     device: DeviceSpec,
     *,
     padding: float = 0.05,
@@ -192,6 +214,8 @@ def plan(
     ----------
     layers : sequence of Layer
         Of one step.
+    predictors : mapping
+        By the names of the layers' ops.
     padding : float
         How much more than its own cost a batch may pay in the graph of its interval: 0.05 is 5 %. The fewest if
         cost never falls as m grows; else the bound holds, with more graphs than need be.
@@ -201,18 +225,20 @@ def plan(
     cost : callable, optional
         Cost of a step of m rows, in any unit: a measured latency (``measured_cost``), best of all. Without it the
         price of the layers' launches by the GPU's facts alone (``Op.analytic_ns``). That takes a vendor's routine
-        for one of 128 rows a tile, and knows nothing of the step's other kernels: good for a first plan.
+        for one of 128 rows a tile, and knows nothing of the step's other kernels, nor of those that PyTorch runs
+        between layers that are not fused: good for a first plan.
 
     Raises
     ------
     GraphError
-        If there are no layers, max_m or max_graphs is below 1, padding is negative, or a cost is not positive.
+        If there are no layers, or no predictor for any, max_m or max_graphs is below 1, padding is negative, or a cost
+        is not positive.
     """
-    _check(layers, max_m)
+    _check(layers, max_m, predictors)
     if padding < 0 or (max_graphs is not None and max_graphs < 1):
         raise GraphError(f"padding {padding}, max_graphs {max_graphs}; wanted from 0 up, and from 1 up or None")
-    points = breakpoints(layers, max_m, predictor, device)
-    costs = tuple(map(cost, range(1, max_m + 1)) if cost else _analytic_costs(layers, max_m, predictor, device))
+    points = breakpoints(layers, max_m, predictors, device)
+    costs = tuple(map(cost, range(1, max_m + 1)) if cost else _analytic_costs(layers, max_m, predictors, device))
     if not all(value > 0 for value in costs):
         raise GraphError(f"a step of {1 + costs.index(min(costs))} rows costs {min(costs)}; wanted more than 0")
     tops = _fewest_tops(costs, padding)
@@ -252,42 +278,73 @@ def _intervals(tops: Sequence[int], costs: Sequence[float], points: Sequence[Bre
     )
 
 
-def _analytic_costs(layers: Sequence[Layer], max_m: int, predictor: Predictor, device: DeviceSpec) -> list[float]:
+def _analytic_costs(layers: Sequence[Layer], max_m: int, predictors: Predictors, device: DeviceSpec) -> list[float]:
     """Nanoseconds of all layers' launches at each m, by the facts alone."""
-    total, silent = [0.0] * max_m, _silent(predictor)
+    total, silent = [0.0] * max_m, _silent(predictors)
     for layer in layers:
         for index, launch in enumerate(_launches(layer, max_m, silent, device)):
-            problem = replace(layer.problem, m=index + 1)
-            total[index] += layer.count * _price(launch.config, device)(problem.variables())
+            total[index] += _cost(layer, launch, index + 1, device)
     return total
 
 
+def _cost(layer: Layer, launch: Launch, m: int, device: DeviceSpec) -> float:
+    op = find_op(layer.problem.OP)
+    parts = zip(_followers(layer, launch.config, op), launch.parts, strict=True)
+    cost = sum(_cost(part, run, m, device) for part, run in parts)
+    if launch.config != op.vendor or not layer.instead:
+        cost += _price(op, launch.config, device)(_at(layer.problem, m).variables())
+    return layer.count * cost
+
+
 @lru_cache(maxsize=1024)
-def _price(config: Config, device: DeviceSpec) -> Callable[[dict[str, int]], int]:
-    return formula.compile_python(formula.fold(GEMM.analytic_ns, config.variables() | device.variables()))
+def _price(op: Op, config: Config, device: DeviceSpec) -> Callable[[dict[str, int]], int]:
+    return formula.compile_python(formula.fold(op.analytic_ns, config.variables() | device.variables()))
 
 
-def _launches(layer: Layer, max_m: int, predictor: Predictor, device: DeviceSpec) -> Iterator[Launch]:
-    spec = GEMM.launch_spec
+def _launches(layer: Layer, max_m: int, predictors: Predictors, device: DeviceSpec) -> Iterator[Launch]:
     for m in range(1, max_m + 1):
-        problem = replace(layer.problem, m=m)
-        config = predictor.configs[predictor.select(**problem.to_row())]
-        if not spec.config_has_kernel(config):
-            yield Launch(config)
-            continue
-        variables = problem.variables()
-        programs = spec.count_programs(config, variables, device.sm_count)
-        yield Launch(config, spec.variant_values(config, variables), programs)
+        yield _launch(layer, m, predictors, device)
 
 
-def _silent(predictor: Predictor) -> Predictor:
-    """One of the same tree that counts for itself: what is planned was not served."""
-    return Predictor(predictor.bundle, GEMM.config_type)
+def _launch(layer: Layer, m: int, predictors: Predictors, device: DeviceSpec) -> Launch:
+    op, problem = find_op(layer.problem.OP), _at(layer.problem, m)
+    predictor = predictors.get(op.name)
+    config = predictor.configs[predictor.select(**problem.to_row())] if predictor else op.vendor
+    parts = tuple(_launch(part, m, predictors, device) for part in _followers(layer, config, op))
+    spec = op.launch_spec
+    if not spec.config_has_kernel(config):
+        return Launch(config, parts=parts)
+    variables = problem.variables()
+    programs = spec.count_programs(config, variables, device.sm_count)
+    return Launch(config, spec.variant_values(config, variables), programs, parts)
 
 
-def _check(layers: Sequence[Layer], max_m: int) -> None:
+def _followers(layer: Layer, config: Config, op: Op) -> tuple[Layer, ...]:
+    return layer.instead if config == op.vendor else layer.then
+
+
+def _at(problem: Problem, m: int) -> Problem:
+    return replace(problem, **{"m": m})
+
+
+def _silent(predictors: Predictors) -> dict[str, Predictor]:
+    """Those of the same trees that count for themselves: what is planned was not served."""
+    return {name: Predictor(known.bundle, find_op(name).config_type) for name, known in predictors.items()}
+
+
+def ops_of(layers: Sequence[Layer]) -> set[str]:
+    """Names of the ops that layers, or those that run with them or instead, pose problems of."""
+    below = [part for layer in layers for part in (*layer.instead, *layer.then)]
+    return {layer.problem.OP for layer in layers} | (ops_of(below) if below else set())
+
+
+def _check(layers: Sequence[Layer], max_m: int, predictors: Predictors) -> None:
     if not layers or max_m < 1:
         raise GraphError(
             f"{len(layers)} layers, batches of up to {max_m} rows; wanted at least one of each: "
             "patch the model first (aks.patch)"
+        )
+    if not ops_of(layers) & set(predictors):
+        raise GraphError(
+            f"predictors of {', '.join(sorted(predictors)) or 'no op'}; wanted of {', '.join(sorted(ops_of(layers)))}"
         )

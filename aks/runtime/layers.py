@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from aks.core.device import DeviceSpec
+from aks.ops.gemm.spec import GEMM
 from aks.ops.op import Op
 from aks.runtime import native, served
-from aks.runtime.dispatcher import _current_stream, dispatcher_of
+from aks.runtime.dispatcher import _current_stream, _make, dispatcher_of
 from aks.runtime.predictor import Choices, Predictor
 
 
@@ -77,3 +78,11 @@ def as_rows(operands: Any, m: int) -> Any:
 def layer_dispatcher(op: Op, index: int) -> LayerDispatcher | None:
     """The dispatcher of an op on CUDA device ``index``; None, with a warning, if no tree fits it."""
     return served.find(op, index, LayerDispatcher)
+
+
+_MAKERS: dict[str, served.Make] = {GEMM.name: _make}
+
+
+def dispatcher_for(op: Op, index: int) -> served.Dispatcher | None:
+    """What serves an op on CUDA device ``index``: as ``layer_dispatcher``, or ``dispatcher_of`` for ``gemm``."""
+    return served.find(op, index, _MAKERS.get(op.name, LayerDispatcher))

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +26,7 @@ from aks.evaluate.serving_report import write_serving_report
 from aks.evaluate.serving_table import serving_row, serving_table
 from aks.evaluate.traffic import Step, bursty_trace
 from aks.evaluate.utilization import GpuSample, GpuSampler, mean_busy, parse_samples
-from aks.ops.gemm.spec import GEMM
+from aks.ops.gemm.spec import GEMM, GemmProblem
 from aks.runtime import capture, dispatcher
 from aks.runtime.capture import StepGraphs
 from aks.runtime.predictor import Predictor
@@ -50,10 +52,17 @@ def test_a_step_runs_every_layer_of_every_block() -> None:
 
 def test_its_layers_are_what_it_runs() -> None:
     layers = Blocks(TINY, CPU).layers()
-    assert [(layer.name, layer.problem.n, layer.problem.k, layer.count) for layer in layers] == [
-        (name, n, k, 2) for name, (n, k) in TINY.sizes.weights().items()
+    assert [(layer.name, layer.problem, layer.count) for layer in layers] == [
+        (name, GemmProblem(1, n, k, static_weights=True), 2) for name, (n, k) in TINY.sizes.weights().items()
     ]
-    assert all(layer.problem.static_weights and layer.problem.alignment == 16 for layer in layers)
+
+
+def test_sizes_that_are_measured_lie_at_most_32_rows_apart() -> None:
+    device = find_device("h200")
+    served: Any = SimpleNamespace(predictor=Predictor.load(GEMM, device=device), device=device)
+    sizes = serving._candidates(Blocks(TINY, CPU).layers(), 500, served)
+    assert (sizes[0], sizes[-1]) == (1, 500) and sizes == sorted(set(sizes))
+    assert max(high - low for low, high in pairwise(sizes)) <= 32
 
 
 def test_ways_take_turns_at_the_same_steps(monkeypatch) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -10,8 +15,12 @@ import aks
 from aks import graphs
 from aks.core.device import find_device
 from aks.core.errors import GraphError
+from aks.core.problem import Problem
+from aks.integrations import fusing
 from aks.ops.gemm.spec import GEMM, GemmProblem
 from aks.runtime.predictor import Predictor
+from tests.integrations import test_fusing
+from tests.integrations.test_fusing import patched
 
 
 class Block(nn.Module):
@@ -36,25 +45,81 @@ def test_weights_in_training_or_behind_a_hook_are_not_static() -> None:
     model = Block().eval()
     model.up.register_forward_pre_hook(lambda module, inputs: None)
     model.gate.train()
-    assert [layer.problem.static_weights for layer in graphs.layers_of(model)] == [False, False]
+    assert [layer.problem.to_row()["static_weights"] for layer in graphs.layers_of(model)] == [False, False]
 
 
 def test_weights_that_are_not_aligned_are_told() -> None:
     model = Block().eval()
     model.up.weight.data = torch.zeros(192 * 64 + 1, dtype=torch.bfloat16)[1:].view(192, 64)
     assert model.up.weight.data_ptr() % 4 == 2
-    assert graphs.layers_of(model)[0].problem.alignment == 2
+    assert graphs.layers_of(model)[0].problem.to_row()["alignment"] == 2
 
 
 def test_a_model_is_planned_with_the_tree_that_is_given() -> None:
     device = find_device("h200")
-    predictor = Predictor.load(GEMM, device=device)
-    plan = graphs.plan_model(Block().eval(), 64, predictor=predictor, device=device)
-    assert plan.tops == graphs.plan(graphs.layers_of(Block().eval()), 64, predictor, device).tops
+    predictors = {"gemm": Predictor.load(GEMM, device=device)}
+    plan = graphs.plan_model(Block().eval(), 64, predictors=predictors, device=device)
+    assert plan.tops == graphs.plan(graphs.layers_of(Block().eval()), 64, predictors, device).tops
     with pytest.raises(GraphError, match="patch the model first"):
-        graphs.plan_model(nn.Linear(4, 4), 64, predictor=predictor, device=device)
+        graphs.plan_model(nn.Linear(4, 4), 64, predictors=predictors, device=device)
     with pytest.raises(GraphError, match="not on one GPU"):
         graphs.plan_model(Block().eval(), 64)
+
+
+def posed(layers: Iterable[graphs.Layer], m: int, declined: Collection[str]) -> Counter[Problem]:
+    """Problems that are launched at m, if the trees of some ops decline them all and the others none."""
+    found: Counter[Problem] = Counter()
+    for layer in layers:
+        declines = layer.problem.OP in declined
+        if not declines:
+            found[replace(layer.problem, **{"m": m})] += layer.count
+        for problem, count in posed(layer.instead if declines else layer.then, m, declined).items():
+            found[problem] += count * layer.count
+    return found
+
+
+@pytest.mark.parametrize("declined", [(), ("fused_linear",), ("rms_norm",), ("fused_linear", "rms_norm")])
+@pytest.mark.parametrize("fuse", [fusing.FUSIONS, ("norm",), ("gated",), ("norm", "residual"), ("gated", "residual")])
+@pytest.mark.parametrize("block", [test_fusing.Block, test_fusing.OtherBlock])
+def test_fused_layers_pose_what_a_step_of_them_launches(stand_in, block, fuse, declined) -> None:
+    model = test_fusing.made(block, size=64)
+    patched(model, fuse=fuse)
+    layers = graphs.layers_of(model)
+    for name, tree in stand_in.layers.items():
+        tree.calls.clear()
+        tree.declines = name in declined
+    stand_in.take_calls()
+    with torch.no_grad():
+        model(torch.randn(5, 64).bfloat16())
+    known = posed(layers, 5, declined)
+    assert Counter(problem for tree in stand_in.layers.values() for problem in tree.calls) == Counter(
+        {problem: count for problem, count in known.items() if problem.OP != "gemm"}
+    )
+    fused = sum(count for problem, count in known.items() if problem.OP == "fused_linear")
+    products = Counter[tuple[int, int]]()
+    for problem, count in known.items():
+        if isinstance(problem, GemmProblem):
+            products[problem.n, problem.k] += count
+    launched = Counter(w for _, w, _ in stand_in.take_calls())  # of both ops
+    assert launched.total() == products.total() + fused and not products - launched
+
+
+def test_layers_that_must_be_called_themselves_are_not_planned_as_fused(stand_in) -> None:
+    model: Any = test_fusing.made(size=64)
+    patched(model)
+    model[0].layer.gate_proj.register_forward_hook(lambda *call: None)
+    model[1].layer.register_forward_hook(lambda *call: None)
+    names = {layer.name: layer for layer in graphs.layers_of(model)}
+    assert names["0.layer.gate_proj"].problem.OP == "gemm" and names["0.layer.gate_proj"].count == 2
+    assert [part.problem.OP for part in names["1.layer"].then] == ["gemm"]
+
+
+def test_norms_of_rows_that_no_layer_takes_are_left_out(stand_in) -> None:
+    model: Any = test_fusing.made(size=64)
+    model.append(test_fusing.RMSNorm(32).bfloat16().eval())
+    summary = patched(model)
+    assert summary.fused["2"] == "RMSNorm"
+    assert {layer.problem.to_row()["k"] for layer in graphs.layers_of(model) if layer.problem.OP == "rms_norm"} == {64}
 
 
 @pytest.mark.gpu

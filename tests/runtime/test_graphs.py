@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import combinations, pairwise
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,10 @@ from aks import graphs
 from aks.core.device import find_device
 from aks.core.errors import GraphError
 from aks.export.bundle import export
+from aks.ops import find_op
+from aks.ops.fused_linear.spec import FUSED_LINEAR, FusedLinearProblem
 from aks.ops.gemm.spec import GEMM, GemmProblem
+from aks.ops.rms_norm.spec import RMS_NORM, RmsNormProblem
 from aks.runtime.predictor import Predictor
 from tests.selectors import random_selector, write_selector
 
@@ -33,14 +37,15 @@ def predictor(request, tmp_path_factory) -> Predictor:
 
 
 @pytest.fixture(scope="module")
-def shipped() -> Predictor:
-    return Predictor.load(GEMM, device=DEVICE)
+def shipped() -> graphs.Predictors:
+    """Of every op that layers are of."""
+    return {op.name: Predictor.load(op, device=DEVICE) for op in (GEMM, FUSED_LINEAR, RMS_NORM)}
 
 
 def test_every_m_is_launched_as_the_tree_reads(predictor) -> None:
     spec = GEMM.launch_spec
     for layer in LAYERS:
-        known = graphs.launches(layer, 300, predictor, DEVICE)
+        known = graphs.launches(layer, 300, {"gemm": predictor}, DEVICE)
         for m, launch in enumerate(known, start=1):
             problem = replace(layer.problem, m=m)
             config = predictor.configs[predictor.tree.choose(problem.to_row())]
@@ -53,10 +58,10 @@ def test_every_m_is_launched_as_the_tree_reads(predictor) -> None:
 
 
 def test_breakpoints_are_where_a_launch_differs_from_the_one_before(predictor) -> None:
-    points = graphs.breakpoints(LAYERS, 300, predictor, DEVICE)
+    points = graphs.breakpoints(LAYERS, 300, {"gemm": predictor}, DEVICE)
     expected = set()
     for layer in LAYERS:
-        for m, (old, new) in enumerate(pairwise(graphs.launches(layer, 300, predictor, DEVICE)), start=2):
+        for m, (old, new) in enumerate(pairwise(graphs.launches(layer, 300, {"gemm": predictor}, DEVICE)), start=2):
             if old != new:
                 expected.add((m, layer.name))
     assert expected and {(point.m, point.layer.name) for point in points} == expected
@@ -71,9 +76,71 @@ def test_the_shipped_tree_changes_config_kernel_and_grid(shipped) -> None:
     assert all(str(point).startswith(f"m={point.m} {point.layer.name}: ") for point in points)
 
 
+GATE = graphs.Layer("gate", GemmProblem(1, 14336, 4096, static_weights=True))
+DOWN = graphs.Layer("down", GemmProblem(1, 4096, 14336, static_weights=True))
+SUMMED = graphs.Layer(
+    "down", FusedLinearProblem(1, 4096, 14336, epilogue="residual", static_weights=True), instead=(DOWN,)
+)
+GATED = graphs.Layer(
+    "mlp", FusedLinearProblem(1, 14336, 4096, static_weights=True), 32, instead=(GATE, GATE, DOWN), then=(SUMMED,)
+)
+NORM = graphs.Layer(
+    "norm", RmsNormProblem(1, 4096, residual=True), 32, (graphs.Layer("alone", RmsNormProblem(1, 4096)),)
+)
+
+
+def plain(layer: graphs.Layer, predictors: graphs.Predictors, m: int) -> list[tuple[str, Any]]:
+    """Names and configs of all that runs for a layer, as its trees read."""
+    predictor = predictors[layer.problem.OP]
+    config = predictor.configs[predictor.tree.choose(replace(layer.problem, m=m).to_row())]
+    parts = layer.instead if config == find_op(layer.problem.OP).vendor else layer.then
+    return [(layer.name, config), *(one for part in parts for one in plain(part, predictors, m))]
+
+
+def flat(layer: graphs.Layer, launch: graphs.Launch) -> list[tuple[str, Any]]:
+    parts = layer.instead if launch.config == find_op(layer.problem.OP).vendor else layer.then
+    below = [one for part, run in zip(parts, launch.parts, strict=True) for one in flat(part, run)]
+    return [(layer.name, launch.config), *below]
+
+
+@pytest.mark.parametrize("layer", [GATED, SUMMED, NORM], ids=lambda layer: layer.name)
+def test_fused_layers_are_launched_as_their_trees_and_those_of_their_parts_read(shipped, layer) -> None:
+    known = graphs.launches(layer, 256, shipped, DEVICE)
+    runs = [plain(layer, shipped, m) for m in range(1, 257)]
+    assert [flat(layer, launch) for launch in known] == runs
+    found = graphs.breakpoints([layer], 256, shipped, DEVICE)
+    assert [point.m for point in found] == [m for m in range(2, 257) if known[m - 1] != known[m - 2]]
+    changed = {m for m in range(2, 257) if runs[m - 1] != runs[m - 2]}
+    assert {point.m for point in found if point.changed == "config"} <= changed <= {point.m for point in found}
+    assert all(str(point).startswith(f"m={point.m} {layer.name}: ") for point in found)
+
+
+def test_the_shipped_trees_of_fused_layers_change_too(shipped) -> None:
+    for layer in (GATED, NORM):
+        assert {point.layer for point in graphs.breakpoints([*LAYERS, layer], 256, shipped, DEVICE)} >= {layer}
+    vendor = [launch.config == FUSED_LINEAR.vendor for launch in graphs.launches(GATED, 256, shipped, DEVICE)]
+    assert not vendor[0] and vendor[-1]  # small batches fuse, large ones do not
+
+
+def test_a_layer_whose_op_has_no_tree_runs_as_its_parts(shipped) -> None:
+    alone = {"gemm": shipped["gemm"]}
+    parts = [graphs.launches(part, 64, alone, DEVICE) for part in GATED.instead]
+    launches = graphs.launches(GATED, 64, alone, DEVICE)
+    assert [launch.parts for launch in launches] == list(zip(*parts, strict=True))
+    split = graphs.plan([replace(part, count=32) for part in GATED.instead], 64, alone, DEVICE)
+    assert graphs.plan([GATED], 64, alone, DEVICE).costs == pytest.approx(split.costs)
+    with pytest.raises(GraphError, match="predictors of rms_norm; wanted of fused_linear, gemm"):
+        graphs.launches(GATED, 64, {"rms_norm": shipped["rms_norm"]}, DEVICE)
+
+
+def test_a_fused_layer_costs_less_than_its_parts_where_it_fuses(shipped) -> None:
+    fused, apart = (graphs.plan([GATED], 4, known, DEVICE).costs for known in (shipped, {"gemm": shipped["gemm"]}))
+    assert all(0 < one <= 1.05 * other for one, other in zip(fused, apart, strict=True))
+
+
 def test_planning_is_not_serving(predictor) -> None:
     before = predictor.counts()
-    graphs.plan(LAYERS, 100, predictor, DEVICE)
+    graphs.plan(LAYERS, 100, {"gemm": predictor}, DEVICE)
     assert predictor.counts() == before and not predictor.missed()
 
 

@@ -86,3 +86,8 @@ def call_of(x: Tensor, layer: Operands, out: Tensor, epilogue: str, static_weigh
     return Call._make(
         (m, n, k, dtype, EPILOGUES.index(epilogue), static_weights, *pointers, x_row, w_row, residual_row, out_row)
     )
+
+
+def call_for(problem: FusedLinearProblem, x: Tensor, w: Operands, out: Tensor) -> Call | None:
+    """The call that operands of a problem, as ``reference.make_inputs`` gives them, pose; None as of ``call_of``."""
+    return call_of(x, w, out, problem.epilogue, problem.static_weights)

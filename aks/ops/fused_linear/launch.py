@@ -14,7 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from aks.core import formula
 from aks.core.device import DeviceSpec
 from aks.ops.fused_linear import reference
-from aks.ops.fused_linear.call import Operands, call_of
+from aks.ops.fused_linear.call import Operands, call_for
 from aks.ops.fused_linear.launch_spec import LAUNCH_SPEC
 from aks.ops.fused_linear.spec import FusedLinearConfig, FusedLinearProblem
 from aks.ops.gemm import kernels
@@ -145,7 +145,7 @@ def arguments_of(
 ) -> list[Any]:
     """The kernel's arguments in order; constants are passed too, and ignored by the launcher."""
     config, constants = variant.config, _constants(variant)
-    call = call_of(x, w, out, problem.epilogue, problem.static_weights)
+    call = call_for(problem, x, w, out)
     if call is None:
         raise ValueError(f"operands are not those of {problem.key()}")
     values = call._asdict()

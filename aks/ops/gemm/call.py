@@ -69,6 +69,11 @@ def call_of(x, w, out, static_weights: bool) -> Call | None:
     )
 
 
+def call_for(problem: GemmProblem, x, w, out) -> Call | None:
+    """The call that operands of a problem, as ``reference.make_inputs`` gives them, pose; None as of ``call_of``."""
+    return call_of(x, w if problem.w_layout == "nk" else w.T, out, problem.static_weights)
+
+
 def _place(out, x, n: int) -> tuple[int, int]:
     """Address and row stride of an out; a stride of -1 if it is not a place for this product."""
     if out.dtype != x.dtype or out.device != x.device or out.shape != (*x.shape[:-1], n):

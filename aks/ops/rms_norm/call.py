@@ -82,6 +82,11 @@ def call_of(x: Tensor, norm: Operands, out: Tensor) -> Call | None:
     return Call(m, k, dtype, True, *pointers, *rows, float32_bits(eps), int(one_plus))
 
 
+def call_for(problem: RmsNormProblem, x: Tensor, w: Operands, out: Tensor) -> Call | None:
+    """The call that operands of a problem, as ``reference.make_inputs`` gives them, pose; None as of ``call_of``."""
+    return call_of(x, w, out[: problem.m])
+
+
 @lru_cache(maxsize=64)
 def float32_bits(value: float) -> int:
     """The bits of ``value`` as a float32."""
