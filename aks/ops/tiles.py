@@ -70,8 +70,8 @@ def analytic_ns(
     """Formula of what a config takes if nothing overlaps: DRAM, then the SMs' loads, then ``arithmetic_ns``.
 
     All bytes cross DRAM once, at the rate that the waves' filled share of the SMs has; an SM loads its tiles'
-    operands at 64 bytes a clock; rate is ``Op.rate``. Choosing by the longest of the three, as a roofline would, is worse on all that
-    was measured: too many configs tie.
+    operands at 64 bytes a clock; rate is ``Op.rate``. Choosing by the longest of the three, as a roofline would, is
+    worse on all that was measured: too many configs tie.
     """
     waves = f"ceil_div({programs}, sm_count)"
     moving = f"(m * n + m * k + n * k) * {element_bytes} // dram_gb_s * ({waves} * sm_count) // {programs}"

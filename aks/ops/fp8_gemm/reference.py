@@ -84,8 +84,10 @@ def vendor(problem: Fp8GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Call
 
 
 def _fast_accum(problem: Fp8GemmProblem, x: Tensor, w: Operands, out: Tensor) -> bool:
-    """Whether the vendor accumulates fast here: for some shapes cuBLASLt has no such algorithm, and another library runs
-    without. Launches the product to find out."""
+    """Whether the vendor accumulates fast here. Launches the product to find out.
+
+    For some shapes cuBLASLt has no such algorithm; without, PyTorch takes another library.
+    """
     if not problem.fast_accum or torch.cuda.is_current_stream_capturing():
         return problem.fast_accum
     try:
@@ -99,7 +101,7 @@ def _fast_accum(problem: Fp8GemmProblem, x: Tensor, w: Operands, out: Tensor) ->
 
 def _multiply(fast_accum: bool, x: Tensor, w: Operands, out: Tensor) -> None:
     by_row = w.w_scale.numel() > 1
-    torch._scaled_mm(
+    torch.ops.aten._scaled_mm.out(
         x,
         w.w.T,
         w.x_scale[:, None] if by_row else w.x_scale,

@@ -1,4 +1,4 @@
-"""The Triton kernels of ``gemm``, ``fused_linear``, ``fp8_gemm`` and ``int8_gemm``: what they compute, not when to use them.
+"""The Triton kernels of ``gemm``, ``fused_linear``, ``fp8_gemm`` and ``int8_gemm``, and nothing of when to use them.
 
 All compute ``out = x @ w.T`` with float32 accumulation (int32 for int8). x [M, K] has rows of contiguous elements
 ``x_row`` elements apart; w is [N, K] (or [K, N] where W_KN) with rows ``w_row`` apart; out [M, N]
@@ -11,8 +11,8 @@ as w is, and ``out = act(x @ w.T) * (x @ up.T)``. ``bias_ptr`` [N] and ``residua
 the product is multiplied by the scales of its row and column first, each ``step`` elements from the one before (0: one
 scale for all).
 
-MAX_IMPRECISE: of 8-bit floats, over how many of K a tensor core may add up by itself, which keeps some 14 bits; then the
-sum is added to a float32. None: over all.
+MAX_IMPRECISE: of 8-bit floats, over how many of K a tensor core may add up by itself, which keeps some 14 bits; then
+the sum is added to a float32. None: over all.
 
 PDL (programmatic dependent launch): the kernel starts while the one before it still runs. 1: it
 reads nothing before that one has ended, but may bring weights into L2: L2 is where all SMs meet, so
@@ -241,7 +241,9 @@ def gemv_kernel(
             if up_ptr is not None:
                 up_acc += tl.sum(_products(x, up), axis=2)
     else:
-        sums = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.int32 if w_ptr.dtype.element_ty == tl.int8 else tl.float32)
+        sums = tl.zeros(
+            (BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.int32 if w_ptr.dtype.element_ty == tl.int8 else tl.float32
+        )
         if up_ptr is not None:
             up_sums = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.float32)
         for k in range(k_start, k_end, BLOCK_K):
@@ -284,7 +286,7 @@ def _load_weights(w_ptrs, up_ptrs, mask, up_ptr):
 @triton.jit
 def _products(x, w):
     """[BLOCK_M, BLOCK_N, BLOCK_K] of x [BLOCK_M, BLOCK_K] and w [BLOCK_N, BLOCK_K], in the type of sums."""
-    DTYPE: tl.constexpr = tl.int32 if w.dtype == tl.int8 else tl.float32
+    DTYPE: tl.constexpr = tl.int32 if w.dtype == tl.int8 else tl.float32  # pyright: ignore[reportAssignmentType]
     return x.to(DTYPE)[:, None, :] * w.to(DTYPE)[None, :, :]
 
 
@@ -414,7 +416,7 @@ def _load_w(w_ptrs, offs_n, N, offs_k, k_end, EVEN_K: tl.constexpr, W_KN: tl.con
 @triton.jit
 def _zeros(w_ptr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SWAP_AB: tl.constexpr):
     """What products of a tile are added to: [BLOCK_M, BLOCK_N], or its transpose."""
-    DTYPE: tl.constexpr = tl.int32 if w_ptr.dtype.element_ty == tl.int8 else tl.float32
+    DTYPE: tl.constexpr = tl.int32 if w_ptr.dtype.element_ty == tl.int8 else tl.float32  # pyright: ignore
     if SWAP_AB:
         acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=DTYPE)
     else:

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from aks.core.device import DeviceSpec
+from aks.ops.gemm.routines import Scratch
 from aks.ops.int8_gemm import reference
 from aks.ops.int8_gemm.launch_spec import LAUNCH_SPEC
 from aks.ops.int8_gemm.spec import Int8GemmConfig, Int8GemmProblem
-from aks.ops.gemm.routines import Scratch
 from aks.ops.scaled.call import Operands
 from aks.ops.scaled.launch import bind_kernel, make_variants
 

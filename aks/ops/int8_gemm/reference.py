@@ -35,7 +35,7 @@ def vendor(problem: Int8GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Cal
     """A call that writes the product into ``out`` by PyTorch, on the current stream. It allocates now.
 
     ``torch._int_mm``, then the scales, a kernel each, the bias with the second. What ``_int_mm`` does not take (fewer
-    than 17 rows, n or k no multiple of 8, rows that are not aligned) is copied into padded matrices first, at each call.
+    than 17 rows, n or k no multiple of 8, rows that are not aligned) is copied into padded matrices at each call.
     """
     m, n, k = problem.m, problem.n, problem.k
     rows, wide_n, wide_k = max(m, _LEAST_ROWS) if m <= 16 else m, -(-n // 8) * 8, -(-k // 8) * 8
@@ -52,7 +52,7 @@ def vendor(problem: Int8GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Cal
             x_wide[:m, :k].copy_(x)
         if pads_w:
             w_wide[:n, :k].copy_(w.w)
-        torch._int_mm(x_wide, w_wide.T, out=sums)
+        torch.ops.aten._int_mm.out(x_wide, w_wide.T, out=sums)
         torch.mul(sums[:m, :n], x_scale, out=scaled_sums)
         if w.bias is None:
             torch.mul(scaled_sums, w.w_scale, out=out)

@@ -56,7 +56,7 @@ def make_scaled(
 
 
 def reference(problem: Any, x: Tensor, w: Operands) -> Tensor:
-    """The product in higher precision (``aks.ops.gemm.reference.product``), 8-bit values taken as exact: [M, N] float32."""
+    """The product in higher precision (``aks.ops.gemm.reference.product``), 8-bit values exact: [M, N] float32."""
     result = product(x, w.w.T)
     result *= w.x_scale[:, None] if w.x_scale.numel() > 1 else w.x_scale
     result *= w.w_scale
