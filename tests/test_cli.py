@@ -120,7 +120,7 @@ def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["explain", "conv", "m=1"], ["no op 'conv'; known: fused_linear, gemm"]),
+        (["explain", "conv", "m=1"], ["no op 'conv'; known: fp8_gemm, fused_linear, gemm"]),
         (["explain", "gemm", "m=-1", "n=64", "k=64"], ["m=-1", "from 1 to 2147483647"]),
         (["explain", "gemm", "m=1.5", "n=64", "k=64"], ["m='1.5'", "from 1 to 2147483647"]),
         (["explain", "gemm", "m=1", "n=64"], ["lacks k", "write m=16 n=4096 k=4096"]),

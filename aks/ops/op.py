@@ -32,7 +32,8 @@ class Op:
     output written); ``weight_bytes`` those of the weights, which timing rotates. ``analytic_ns`` is over
     problem, config and device: what a config takes by its facts alone, in whole tiles and waves.
     ``vendor`` is the baseline config: what a user gets without us, legal for every problem. ``spread``:
-    attributes that the problems of a workload have in turns, where not all are alike.
+    attributes that the problems of a workload have in turns, where not all are alike. ``rate``: how many times
+    ``tflops_16bit`` the tensor cores do of its dtypes, dense.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Op:
     analytic_ns: str
     partition_tree_features: tuple[str, ...] = ()
     spread: tuple[Mapping[str, Any], ...] = ({},)
+    rate: int = 1
 
     @property
     def launch(self) -> ModuleType:
@@ -85,4 +87,4 @@ class Op:
         variables = problem.variables()
         bytes_moved = formula.compile_python(self.bytes_moved)(variables)
         flops = formula.compile_python(self.flops)(variables)
-        return max(bytes_moved / (device.dram_gb_s * 1e3), flops / (device.tflops_16bit * 1e6))
+        return max(bytes_moved / (device.dram_gb_s * 1e3), flops / (self.rate * device.tflops_16bit * 1e6))

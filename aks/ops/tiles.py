@@ -58,19 +58,22 @@ def wave_features(programs: str, resident: str) -> tuple[Feature, ...]:
     )
 
 
-def arithmetic_ns(programs: str, tile: str, steps: str) -> str:
+def arithmetic_ns(programs: str, tile: str, steps: str, rate: int = 1) -> str:
     """Formula of the arithmetic of whole tiles (their elements by ``steps`` of k) in whole waves, at full rate."""
-    return f"ceil_div({programs}, sm_count) * sm_count * {tile} // 16 * ({steps}) // (tflops_16bit * 500 // 16)"
+    per_ns = f"(tflops_16bit * {500 * rate} // 16)"
+    return f"ceil_div({programs}, sm_count) * sm_count * {tile} // 16 * ({steps}) // {per_ns}"
 
 
-def analytic_ns(programs: str, block_m: str, block_n: str, steps: str, element_bytes: str) -> str:
+def analytic_ns(
+    programs: str, block_m: str, block_n: str, steps: str, element_bytes: str, rate: int = 1
+) -> str:  # fmt: skip
     """Formula of what a config takes if nothing overlaps: DRAM, then the SMs' loads, then ``arithmetic_ns``.
 
     All bytes cross DRAM once, at the rate that the waves' filled share of the SMs has; an SM loads its tiles'
-    operands at 64 bytes a clock. Choosing by the longest of the three, as a roofline would, is worse on all that
-    was measured: too many configs tie.
+    operands at 64 bytes a clock; rate is ``Op.rate``. Choosing by the longest of the three, as a roofline would, is
+    worse on all that was measured: too many configs tie.
     """
     waves = f"ceil_div({programs}, sm_count)"
     moving = f"(m * n + m * k + n * k) * {element_bytes} // dram_gb_s * ({waves} * sm_count) // {programs}"
     loading = f"{waves} * ({block_m} + {block_n}) * ({steps}) * {element_bytes} * 1000 // (64 * clock_mhz)"
-    return f"{moving} + {loading} + {arithmetic_ns(programs, f'{block_m} * {block_n}', steps)}"
+    return f"{moving} + {loading} + {arithmetic_ns(programs, f'{block_m} * {block_n}', steps, rate)}"

@@ -158,7 +158,8 @@ def roofline_us(op: Op, columns: Columns) -> NDArray[np.float64]:
     moved, flops = evaluate_columns(table, columns).T.astype(np.float64)
     from_dram = moved / (columns["dram_gb_s"] * 1e3)
     into_sms = moved / (columns["sm_count"] * columns["clock_mhz"] * 64.0)
-    return np.maximum.reduce([from_dram, into_sms, flops / (columns["tflops_16bit"] * 1e6), np.ones(len(moved))])
+    by_arithmetic = flops / (op.rate * columns["tflops_16bit"] * 1e6)
+    return np.maximum.reduce([from_dram, into_sms, by_arithmetic, np.ones(len(moved))])
 
 
 def variables_read(op: Op) -> frozenset[str]:

@@ -51,7 +51,17 @@ def expected_rms_norm(c, p, device) -> tuple[tuple[int, ...], int]:
     return (p["dtype"], p["residual"], 1 << (p["k"] - 1).bit_length()), p["m"]
 
 
+def expected_scaled(c, p, device) -> tuple[tuple[int, ...], int]:
+    vector = min(p["alignment"], divisor(2 * p["n"], p["k"]))
+    widths = (0, int(vector == 16)) if c.kind in ("tma", "persistent") else (vector, 0)
+    (*_, even, rows), programs = expected_gemm(c, p | {"dtype": 0, "w_layout": 0}, device)
+    accurate = int(c.kind not in ("gemv", "stream") and not p.get("fast_accum", 1))
+    return (*widths, even, rows, accurate), programs
+
+
 EXPECTED = {
+    "fp8_gemm": expected_scaled,
+    "int8_gemm": expected_scaled,
     "gemm": expected_gemm,
     "fused_linear": expected_fused_linear,
     "rms_norm": expected_rms_norm,

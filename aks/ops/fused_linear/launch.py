@@ -18,6 +18,7 @@ from aks.ops.fused_linear.call import Operands, call_for
 from aks.ops.fused_linear.launch_spec import LAUNCH_SPEC
 from aks.ops.fused_linear.spec import FusedLinearConfig, FusedLinearProblem
 from aks.ops.gemm import kernels
+from aks.ops.gemm.launch import SCALE_ARGUMENTS
 from aks.ops.gemm.routines import Scratch
 from aks.ops.variants import Variants
 
@@ -71,7 +72,7 @@ def _constants(variant: Variant) -> dict[str, Any]:
         else ("up_ptr", "up_desc")
     )
     known = {
-        **dict.fromkeys(absent),
+        **dict.fromkeys((*absent, *SCALE_ARGUMENTS)),
         "BLOCK_M": variant.rows or config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,

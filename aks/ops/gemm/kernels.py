@@ -1,13 +1,18 @@
-"""The Triton kernels of ``gemm`` and ``fused_linear``: what they compute, and nothing of when to use them.
+"""The Triton kernels of ``gemm``, ``fused_linear``, ``fp8_gemm`` and ``int8_gemm``, and nothing of when to use them.
 
-All compute ``out = x @ w.T`` with float32 accumulation. x [M, K] has rows of contiguous elements
+All compute ``out = x @ w.T`` with float32 accumulation (int32 for int8). x [M, K] has rows of contiguous elements
 ``x_row`` elements apart; w is [N, K] (or [K, N] where W_KN) with rows ``w_row`` apart; out [M, N]
 with rows ``out_row`` apart. Nothing needs to be a multiple of a block.
 
 Some take more, which is None for ``gemm``, so that nothing of it is compiled. ``up``: a second weight
 as w is, and ``out = act(x @ w.T) * (x @ up.T)``. ``bias_ptr`` [N] and ``residual_ptr`` [M, N], rows
 ``residual_row`` apart: ``out = act(x @ w.T + bias) + residual``, each as far as ``has_bias`` and
-``has_residual`` say. act is the entry ``activation`` of ``ACTIVATIONS``.
+``has_residual`` say. act is the entry ``activation`` of ``ACTIVATIONS``. ``x_scale_ptr`` and ``w_scale_ptr``, float32:
+the product is multiplied by the scales of its row and column first, each ``step`` elements from the one before (0: one
+scale for all).
+
+MAX_IMPRECISE: of 8-bit floats, over how many of K a tensor core may add up by itself, which keeps some 14 bits; then
+the sum is added to a float32. None: over all.
 
 PDL (programmatic dependent launch): the kernel starts while the one before it still runs. 1: it
 reads nothing before that one has ended, but may bring weights into L2: L2 is where all SMs meet, so
@@ -56,14 +61,15 @@ def _start(
 def _prefetch_weights(
     w_ptr, w_row, n_start, k_start, k_end, N, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, W_KN: tl.constexpr
 ):
-    """Ask for the weights of BLOCK_N outputs and BLOCK_K steps, line by line (a line is 64 elements)."""
+    """Ask for the weights of BLOCK_N outputs and BLOCK_K steps, line by line (of 128 bytes)."""
+    LINE: tl.constexpr = 1024 // w_ptr.dtype.element_ty.primitive_bitwidth
     if W_KN:
         rows = k_start + tl.arange(0, BLOCK_K)
-        columns = n_start + tl.arange(0, (BLOCK_N + 63) // 64) * 64
+        columns = n_start + tl.arange(0, (BLOCK_N + LINE - 1) // LINE) * LINE
         inside = (rows[:, None] < k_end) & (columns[None, :] < N)
     else:
         rows = n_start + tl.arange(0, BLOCK_N)
-        columns = k_start + tl.arange(0, (BLOCK_K + 63) // 64) * 64
+        columns = k_start + tl.arange(0, (BLOCK_K + LINE - 1) // LINE) * LINE
         inside = (rows[:, None] < N) & (columns[None, :] < k_end)
     lines = w_ptr + rows.to(tl.int64)[:, None] * w_row + columns[None, :]
     # A prefetch has no mask: past the edge, ask for the first line again.
@@ -96,21 +102,32 @@ def _activate(value, activation):
 
 @triton.jit
 def _fuse(
-    acc, up, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, offs_m, offs_n, M, N,
+    acc, up, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step,
+    bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, offs_m, offs_n, M, N,
     SWAP_AB: tl.constexpr,
 ):  # fmt: skip
     """What follows the product of a tile; the tile itself where nothing does."""
+    if w_scale_ptr is not None:
+        x_scale = tl.load(x_scale_ptr + offs_m * x_scale_step, mask=offs_m < M, other=0.0)
+        w_scale = tl.load(w_scale_ptr + offs_n * w_scale_step, mask=offs_n < N, other=0.0)
+        if SWAP_AB:
+            acc = acc * x_scale[None, :] * w_scale[:, None]
+        else:
+            acc = acc * x_scale[:, None] * w_scale[None, :]
     if bias_ptr is not None:
         bias = tl.load(bias_ptr + offs_n, mask=(offs_n < N) & (has_bias != 0), other=0.0).to(tl.float32)
         if SWAP_AB:
             bias = bias[:, None]
+        else:
+            bias = bias[None, :]
+        acc = _activate(acc + bias, activation)
+    if residual_ptr is not None:
+        if SWAP_AB:
             places = offs_m.to(tl.int64)[None, :] * residual_row + offs_n[:, None]
             inside = (offs_m[None, :] < M) & (offs_n[:, None] < N)
         else:
-            bias = bias[None, :]
             places = offs_m.to(tl.int64)[:, None] * residual_row + offs_n[None, :]
             inside = (offs_m[:, None] < M) & (offs_n[None, :] < N)
-        acc = _activate(acc + bias, activation)
         acc += tl.load(residual_ptr + places, mask=inside & (has_residual != 0), other=0.0).to(tl.float32)
     if up is not None:
         acc = _activate(acc, activation) * up
@@ -119,10 +136,12 @@ def _fuse(
 
 @triton.jit
 def _finish(
-    acc, up, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, out_ptr, out_row,
+    acc, up, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step,
+    bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, out_ptr, out_row,
     workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K: tl.constexpr, SWAP_AB: tl.constexpr,
 ):  # fmt: skip
     """Write the tile, or hand the partial sums over and let the last program write it."""
+    acc = acc.to(tl.float32)
     if SPLIT_K > 1:
         ROWS: tl.constexpr = acc.shape[0]
         COLUMNS: tl.constexpr = acc.shape[1]
@@ -143,15 +162,15 @@ def _finish(
             else:
                 up_total = _total(partial + SIZE, SPLIT_K, STEP)
             total = _fuse(
-                total, up_total, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation,
-                offs_m, offs_n, M, N, SWAP_AB,
+                total, up_total, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step,
+                bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, offs_m, offs_n, M, N, SWAP_AB,
             )  # fmt: skip
             _store(out_ptr, out_row, total, offs_m, offs_n, M, N, SWAP_AB)
             tl.store(counter_ptr + tile, 0)
     else:
         acc = _fuse(
-            acc, up, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, offs_m, offs_n, M, N,
-            SWAP_AB,
+            acc, up, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step,
+            bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, offs_m, offs_n, M, N, SWAP_AB,
         )  # fmt: skip
         _store(out_ptr, out_row, acc, offs_m, offs_n, M, N, SWAP_AB)
 
@@ -168,7 +187,8 @@ def _total(partial, SPLIT_K: tl.constexpr, STEP: tl.constexpr):
 @triton.jit
 def gemv_kernel(
     x_ptr, w_ptr, out_ptr, workspace_ptr, counter_ptr, M, N, K, x_row, w_row, out_row,
-    up_ptr, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation,
+    up_ptr, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step,
+    bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
     EVEN_K: tl.constexpr, W_KN: tl.constexpr, PDL: tl.constexpr, PREFETCH_K: tl.constexpr, DEEP: tl.constexpr,
 ):  # fmt: skip
@@ -221,7 +241,9 @@ def gemv_kernel(
             if up_ptr is not None:
                 up_acc += tl.sum(_products(x, up), axis=2)
     else:
-        sums = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.float32)
+        sums = tl.zeros(
+            (BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.int32 if w_ptr.dtype.element_ty == tl.int8 else tl.float32
+        )
         if up_ptr is not None:
             up_sums = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.float32)
         for k in range(k_start, k_end, BLOCK_K):
@@ -244,7 +266,8 @@ def gemv_kernel(
         if up_ptr is not None:
             up_acc = tl.sum(up_sums, axis=2)
     _finish(
-        acc, up_acc, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, out_ptr, out_row,
+        acc, up_acc, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step,
+        bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, out_ptr, out_row,
         workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, False,
     )  # fmt: skip
 
@@ -262,14 +285,16 @@ def _load_weights(w_ptrs, up_ptrs, mask, up_ptr):
 
 @triton.jit
 def _products(x, w):
-    """[BLOCK_M, BLOCK_N, BLOCK_K] of x [BLOCK_M, BLOCK_K] and w [BLOCK_N, BLOCK_K], in float32."""
-    return x.to(tl.float32)[:, None, :] * w.to(tl.float32)[None, :, :]
+    """[BLOCK_M, BLOCK_N, BLOCK_K] of x [BLOCK_M, BLOCK_K] and w [BLOCK_N, BLOCK_K], in the type of sums."""
+    DTYPE: tl.constexpr = tl.int32 if w.dtype == tl.int8 else tl.float32  # pyright: ignore[reportAssignmentType]
+    return x.to(DTYPE)[:, None, :] * w.to(DTYPE)[None, :, :]
 
 
 @triton.jit
 def stream_kernel(
     x_ptr, w_ptr, out_ptr, M, N, K, x_row, w_row, out_row,
-    up_ptr, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation,
+    up_ptr, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step,
+    bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """As ``gemv_kernel`` for rows of w that BLOCK_K covers; programs walk over tiles and keep x in registers.
@@ -310,8 +335,8 @@ def stream_kernel(
             up = up_next
         offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         acc = _fuse(
-            acc, up_acc, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, offs_m, offs_n,
-            M, N, False,
+            acc.to(tl.float32), up_acc, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step,
+            bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, offs_m, offs_n, M, N, False,
         )  # fmt: skip
         _store(out_ptr, out_row, acc, offs_m, offs_n, M, N, False)
         w = w_next
@@ -320,9 +345,10 @@ def stream_kernel(
 @triton.jit
 def tiled_kernel(
     x_ptr, w_ptr, out_ptr, workspace_ptr, counter_ptr, M, N, K, x_row, w_row, out_row,
+    x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step, bias_ptr, has_bias,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
     SWAP_AB: tl.constexpr, EVEN_K: tl.constexpr, W_KN: tl.constexpr, PDL: tl.constexpr,
-    PREFETCH_K: tl.constexpr,
+    PREFETCH_K: tl.constexpr, MAX_IMPRECISE: tl.constexpr,
 ):  # fmt: skip
     """Tensor cores, loads through pointers: any alignment, any row stride."""
     pid = tl.program_id(0)
@@ -345,28 +371,25 @@ def tiled_kernel(
     else:
         w_ptrs = w_ptr + tl.minimum(offs_n, N - 1).to(tl.int64)[:, None] * w_row + (k_start + offs_k)[None, :]
         w_step = BLOCK_K
-    if SWAP_AB:
-        acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
-    else:
-        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    acc = _zeros(w_ptr, BLOCK_M, BLOCK_N, SWAP_AB)
     if PDL == 2:
         w = _load_w(w_ptrs, offs_n, N, k_start + offs_k, k_end, EVEN_K, W_KN)
         k_start += BLOCK_K
     _start(w_ptr, w_row, tile_n * BLOCK_N, k_start, k_end, N, BLOCK_N, PREFETCH_K, W_KN, PDL)
     if PDL == 2:
         x = _load_x(x_ptrs, k_start - BLOCK_K + offs_k, k_end, EVEN_K)
-        acc = _multiply(x, w, acc, SWAP_AB)
+        acc = _multiply(x, w, acc, SWAP_AB, MAX_IMPRECISE)
         x_ptrs += BLOCK_K
         w_ptrs += w_step
     for k in range(k_start, k_end, BLOCK_K):
         x = _load_x(x_ptrs, k + offs_k, k_end, EVEN_K)
         w = _load_w(w_ptrs, offs_n, N, k + offs_k, k_end, EVEN_K, W_KN)
-        acc = _multiply(x, w, acc, SWAP_AB)
+        acc = _multiply(x, w, acc, SWAP_AB, MAX_IMPRECISE)
         x_ptrs += BLOCK_K
         w_ptrs += w_step
     _finish(
-        acc, None, None, None, None, None, None, None, out_ptr, out_row, workspace_ptr, counter_ptr, tile, split,
-        offs_m, offs_n, M, N, SPLIT_K, SWAP_AB,
+        acc, None, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step, bias_ptr, None, None, has_bias, None, None,
+        out_ptr, out_row, workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, SWAP_AB,
     )  # fmt: skip
 
 
@@ -391,21 +414,34 @@ def _load_w(w_ptrs, offs_n, N, offs_k, k_end, EVEN_K: tl.constexpr, W_KN: tl.con
 
 
 @triton.jit
-def _multiply(x, w, acc, SWAP_AB: tl.constexpr):
+def _zeros(w_ptr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SWAP_AB: tl.constexpr):
+    """What products of a tile are added to: [BLOCK_M, BLOCK_N], or its transpose."""
+    DTYPE: tl.constexpr = tl.int32 if w_ptr.dtype.element_ty == tl.int8 else tl.float32  # pyright: ignore
+    if SWAP_AB:
+        acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=DTYPE)
+    else:
+        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=DTYPE)
+    return acc
+
+
+@triton.jit
+def _multiply(x, w, acc, SWAP_AB: tl.constexpr, MAX_IMPRECISE: tl.constexpr):
     """acc + x @ w.T, or its transpose; x [BLOCK_M, BLOCK_K], w [BLOCK_N, BLOCK_K]."""
     if SWAP_AB:
-        acc = tl.dot(w, x.T, acc)
+        acc = tl.dot(w, x.T, acc, max_num_imprecise_acc=MAX_IMPRECISE, out_dtype=acc.dtype)
     else:
-        acc = tl.dot(x, w.T, acc)
+        acc = tl.dot(x, w.T, acc, max_num_imprecise_acc=MAX_IMPRECISE, out_dtype=acc.dtype)
     return acc
 
 
 @triton.jit
 def tma_kernel(
     x_desc, w_desc, w_ptr, out_ptr, workspace_ptr, counter_ptr, M, N, K, w_row, out_row,
-    up_desc, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation,
+    up_desc, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step,
+    bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
     SWAP_AB: tl.constexpr, W_KN: tl.constexpr, PDL: tl.constexpr, PREFETCH_K: tl.constexpr,
+    MAX_IMPRECISE: tl.constexpr,
 ):  # fmt: skip
     """Tensor cores, loads through tensor descriptors, one tile a program."""
     pid = tl.program_id(0)
@@ -419,10 +455,7 @@ def tma_kernel(
     k_end = min(K, k_start + k_per_split)
     offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    if SWAP_AB:
-        acc = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
-    else:
-        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    acc = _zeros(w_ptr, BLOCK_M, BLOCK_N, SWAP_AB)
     if up_desc is None:
         up_acc = None
     else:  # [N, K]; legal without weights in registers alone
@@ -438,7 +471,7 @@ def tma_kernel(
         k_start += BLOCK_K
     _start(w_ptr, w_row, tile_n * BLOCK_N, k_start, k_end, N, BLOCK_N, PREFETCH_K, W_KN, PDL)
     if PDL == 2:
-        acc = _multiply(x_desc.load([tile_m * BLOCK_M, k_start - BLOCK_K]), w, acc, SWAP_AB)
+        acc = _multiply(x_desc.load([tile_m * BLOCK_M, k_start - BLOCK_K]), w, acc, SWAP_AB, MAX_IMPRECISE)
     # A split ends on a block, except the last one, which K ends: the descriptor reads zeros past it.
     for k in range(k_start, k_end, BLOCK_K):
         x = x_desc.load([tile_m * BLOCK_M, k])
@@ -446,11 +479,12 @@ def tma_kernel(
             w = w_desc.load([k, tile_n * BLOCK_N]).T
         else:
             w = w_desc.load([tile_n * BLOCK_N, k])
-        acc = _multiply(x, w, acc, SWAP_AB)
+        acc = _multiply(x, w, acc, SWAP_AB, MAX_IMPRECISE)
         if up_desc is not None:
-            up_acc = _multiply(x, up_desc.load([tile_n * BLOCK_N, k]), up_acc, SWAP_AB)
+            up_acc = _multiply(x, up_desc.load([tile_n * BLOCK_N, k]), up_acc, SWAP_AB, MAX_IMPRECISE)
     _finish(
-        acc, up_acc, bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, out_ptr, out_row,
+        acc, up_acc, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step,
+        bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, out_ptr, out_row,
         workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, SWAP_AB,
     )  # fmt: skip
 
@@ -458,8 +492,9 @@ def tma_kernel(
 @triton.jit
 def persistent_kernel(
     x_desc, w_desc, w_ptr, out_ptr, M, N, K, w_row, out_row,
+    x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step, bias_ptr, has_bias,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
-    W_KN: tl.constexpr, PDL: tl.constexpr,
+    W_KN: tl.constexpr, PDL: tl.constexpr, MAX_IMPRECISE: tl.constexpr,
 ):  # fmt: skip
     """Tensor cores and descriptors, each program walking over tiles: for many rows of x."""
     pid = tl.program_id(0)
@@ -472,15 +507,19 @@ def persistent_kernel(
         group_rows = min(tiles_m - group * GROUP_M, GROUP_M)
         tile_m = group * GROUP_M + tile % (GROUP_M * tiles_n) % group_rows
         tile_n = tile % (GROUP_M * tiles_n) // group_rows
-        acc = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        acc = _zeros(w_ptr, BLOCK_M, BLOCK_N, False)
         for k in range(0, tl.cdiv(K, BLOCK_K)):
             x = x_desc.load([tile_m * BLOCK_M, k * BLOCK_K])
             if W_KN:
                 w = w_desc.load([k * BLOCK_K, tile_n * BLOCK_N])
-                acc = tl.dot(x, w, acc)
+                acc = tl.dot(x, w, acc, max_num_imprecise_acc=MAX_IMPRECISE, out_dtype=acc.dtype)
             else:
                 w = w_desc.load([tile_n * BLOCK_N, k * BLOCK_K])
-                acc = tl.dot(x, w.T, acc)
+                acc = tl.dot(x, w.T, acc, max_num_imprecise_acc=MAX_IMPRECISE, out_dtype=acc.dtype)
         offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
         offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+        acc = _fuse(
+            acc.to(tl.float32), None, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step,
+            bias_ptr, None, None, has_bias, None, None, offs_m, offs_n, M, N, False,
+        )  # fmt: skip
         _store(out_ptr, out_row, acc, offs_m, offs_n, M, N, False)

@@ -18,10 +18,12 @@ from aks.ops.gemm.routines import Scratch, bind_routine
 from aks.ops.gemm.spec import GemmConfig, GemmProblem
 from aks.ops.variants import Variants
 
+SCALE_ARGUMENTS = ("x_scale_ptr", "w_scale_ptr", "x_scale_step", "w_scale_step", "MAX_IMPRECISE")
+"""Arguments of the kernels that ops of 8-bit types alone have."""
 _ABSENT = (
     "up_ptr", "up_desc", "bias_ptr", "residual_ptr", "residual_row", "has_bias", "has_residual", "activation",
+    *SCALE_ARGUMENTS,
 )  # fmt: skip
-"""Arguments of the kernels that ``fused_linear`` alone has."""
 _KERNELS = {
     "gemv": kernels.gemv_kernel,
     "stream": kernels.stream_kernel,

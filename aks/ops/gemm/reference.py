@@ -17,8 +17,8 @@ from aks.ops.gemm.spec import GemmProblem
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 _MAX_ALIGNMENT = 16
-_PITCH = 128
-"""Elements that the start of each copy of w is a multiple of: 256 bytes, as an allocator would give."""
+_PITCH = 256
+"""Bytes that the start of each copy of w is a multiple of, as an allocator would give."""
 _RANDOM_BLOCK = 16_777_213
 """Random values made at once, then repeated. Prime, so that rows and copies do not repeat with it."""
 _CHUNK = 2**26
@@ -65,7 +65,7 @@ def make_inputs(problem: GemmProblem, *, copies: int = 1, device: str | torch.de
 def make_matrices(
     wanted: Sequence[tuple[tuple[int, int], int, float]],
     *,
-    dtype: torch.dtype,
+    dtype: torch.dtype | Sequence[torch.dtype],
     alignment: int,
     device: str | torch.device,
     seed: int,
@@ -73,7 +73,8 @@ def make_matrices(
     """For each (shape, copies, standard deviation) in ``wanted``: matrices of contiguous rows.
 
     Row strides and pointers of all of them together are aligned to exactly ``alignment`` bytes, as in
-    ``make_inputs``. Values are random, or NaN where the standard deviation is 0.
+    ``make_inputs``. Values are random, or NaN where the standard deviation is 0. dtype is that of all, or one for each.
+    Integers are rounded, and -128 is their NaN.
 
     Raises
     ------
@@ -83,25 +84,26 @@ def make_matrices(
     for _, copies, _ in wanted:
         if copies < 1:
             raise InvalidProblemError(f"copies={copies}; w needs at least 1 copy")
-    step = alignment // dtype.itemsize
-    if not step:
+    dtypes = [dtype] * len(wanted) if isinstance(dtype, torch.dtype) else dtype
+    if alignment < min(one.itemsize for one in dtypes):
         raise InvalidProblemError(
-            f"alignment {alignment}: elements of {dtype} have {dtype.itemsize} bytes; align to these"
+            f"alignment {alignment}: elements of {dtypes[0]} have {dtypes[0].itemsize} bytes; align to these"
         )
-    strides = [math.ceil(row / step) * step for (_, row), _, _ in wanted]
-    natural = _power_of_two(*(stride * dtype.itemsize for stride in strides))
-    offset = 0 if natural == alignment else step
+    steps = [max(1, alignment // one.itemsize) for one in dtypes]
+    strides = [math.ceil(row / step) * step for ((_, row), _, _), step in zip(wanted, steps, strict=True)]
+    natural = _power_of_two(*(stride * one.itemsize for stride, one in zip(strides, dtypes, strict=True)))
     generator = torch.Generator(device=device).manual_seed(seed)
     made = []
-    for ((rows, row), copies, std), stride in zip(wanted, strides, strict=True):
-        pitch = math.ceil((rows * stride + offset) / _PITCH) * _PITCH
-        flat = torch.empty(copies * pitch, dtype=dtype, device=device)
+    for ((rows, row), copies, std), stride, step, one in zip(wanted, strides, steps, dtypes, strict=True):
+        offset = 0 if natural == alignment else step
+        pitch = math.ceil((rows * stride + offset) / (_PITCH // one.itemsize)) * (_PITCH // one.itemsize)
+        flat = torch.empty(copies * pitch, dtype=one, device=device)
         if std:
             _fill_random(flat, std, generator)
         starts = [copy * pitch + offset for copy in range(copies)]
         padded = [flat[start : start + rows * stride].view(rows, stride) for start in starts]
         for tensor in padded:
-            tensor[:, row if std else 0 :].fill_(math.nan)
+            tensor[:, row if std else 0 :].fill_(math.nan if one.is_floating_point else -128)
         made.append([tensor[:, :row] for tensor in padded])
     return made
 
@@ -213,7 +215,11 @@ def _power_of_two(*numbers: int) -> int:
 
 def _fill_random(flat: Tensor, std: float, generator: torch.Generator) -> None:
     size = min(flat.numel(), _RANDOM_BLOCK)
-    block = torch.randn(size, dtype=flat.dtype, device=flat.device, generator=generator).mul_(std)
+    wide = flat.dtype if flat.dtype.itemsize > 1 else torch.float32  # random numbers of 8 bits there are none
+    block = torch.randn(size, dtype=wide, device=flat.device, generator=generator).mul_(std)
+    if flat.dtype == torch.int8:
+        block = block.round_().clamp_(-127, 127)
+    block = block.to(flat.dtype)
     for piece in flat.split(size):
         piece.copy_(block[: piece.numel()])
 

@@ -1,4 +1,4 @@
-"""Kernels of ``fused_linear`` and ``rms_norm`` against the reference: interpreted on any machine, for real on a GPU."""
+"""Kernels of ops beside ``gemm`` and ``mm`` against the reference: interpreted on any machine, for real on a GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ import pytest
 from aks.core.device import find_device
 from aks.core.problem import Problem
 from aks.ops import OPS
+from aks.ops.fp8_gemm.spec import Fp8GemmProblem
 from aks.ops.fused_linear.spec import EPILOGUES, FusedLinearProblem
+from aks.ops.int8_gemm.spec import Int8GemmProblem
 from aks.ops.rms_norm.spec import RmsNormProblem
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +42,25 @@ def problems(dtype: str) -> list[Problem]:
     ]
 
 
+def eight_bit(*shapes: tuple[int, int, int], **attributes: Any) -> list[Problem]:
+    """The same shapes in both 8-bit ops, in each mode."""
+    made: list[Problem] = []
+    for m, n, k in shapes:
+        made.append(Int8GemmProblem(m=m, n=n, k=k, static_weights=True, **attributes))
+        for scaling in ("row", "tensor"):
+            for fast_accum in (False, True):
+                mode: dict[str, Any] = {"scaling": scaling, "fast_accum": fast_accum}
+                made.append(Fp8GemmProblem(m=m, n=n, k=k, static_weights=True, **mode, **attributes))
+    return made
+
+
+EIGHT_BIT = [
+    *eight_bit((1, 80, 1040), (3, 144, 272), (17, 144, 272), (70, 208, 528)),
+    *eight_bit((5, 33, 131), alignment=1),
+    *eight_bit((2, 40, 68), alignment=4),
+]
+
+
 def cases_of(problem: Problem, number: int) -> list[tuple[Problem, Any]]:
     """A few legal configs of each kind."""
     rng = random.Random(problem.key())
@@ -53,7 +74,7 @@ def cases_of(problem: Problem, number: int) -> list[tuple[Problem, Any]]:
 
 
 def interpreted_cases() -> list[tuple[Problem, Any]]:
-    return [case for problem in (*problems("fp16"), *ODD) for case in cases_of(problem, 1)]
+    return [case for problem in (*problems("fp16"), *ODD, *EIGHT_BIT) for case in cases_of(problem, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +124,9 @@ def gpu_problems() -> list[Problem]:
         ),
         *(RmsNormProblem(m=m, k=k, residual=True) for m, k in ((1, 4096), (64, 16384), (5000, 2880), (17, 20000))),
     ]  # fmt: skip
-    return [*problems("bf16"), *problems("fp16"), *ODD, *large]
+    eight = eight_bit((1, 4096, 4096), (2, 4096, 14336), (64, 2880, 4096), (333, 1000, 2048), (2048, 2048, 4096))
+    odd = [*eight_bit((130, 257, 1003), alignment=1), *eight_bit((64, 72, 136), alignment=8)]
+    return [*problems("bf16"), *problems("fp16"), *ODD, *large, *EIGHT_BIT, *eight, *odd]
 
 
 @pytest.mark.gpu

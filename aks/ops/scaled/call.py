@@ -1,0 +1,62 @@
+"""From tensors to what they pose, for products of 8-bit matrices. Imports torch, not triton."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from aks.ops.gemm.call import rows_of
+
+
+class Operands(NamedTuple):
+    """What there is beside x: w [N, K] of its dtype, float32 scales of x and of w, bias [N] bf16 or None.
+
+    A scale for each row, [M] and [N], or one for all, [1].
+    """
+
+    w: Tensor
+    x_scale: Tensor
+    w_scale: Tensor
+    bias: Tensor | None = None
+
+
+class Posed(NamedTuple):
+    """A product's axes, whether its scales are of rows, and its operands as plain integers."""
+
+    m: int
+    n: int
+    k: int
+    by_row: bool
+    addresses: tuple[int, ...]
+    """Of x, w, the scales, the bias (0 if there is none) and out; then the row strides of x, w and out, in elements."""
+
+
+def pose(x: Tensor, operands: Operands, out: Tensor, dtype: torch.dtype) -> Posed | None:
+    """What tensors pose, with x and w of ``dtype``; None if these kernels do not take them.
+
+    x [M, K] and out [M, N] with rows of contiguous elements, or contiguous with more dimensions before the last; all
+    are on one device.
+    """
+    w, x_scale, w_scale, bias = operands
+    if x.dtype != dtype or w.dtype != dtype or out.dtype != torch.bfloat16 or w.dim() != 2 or not x.dim():
+        return None
+    (m, x_row), (rows, out_row), (n, k), (w_row, step) = rows_of(x), rows_of(out), w.shape, w.stride()
+    if not m * n * k or rows != m or x.shape[-1] != k or out.shape[-1] != n:
+        return None
+    if x_row < k or out_row < n or step != 1 or w_row < k:
+        return None
+    if x_scale.dtype != torch.float32 or w_scale.dtype != torch.float32:
+        return None
+    if not (x_scale.is_contiguous() and w_scale.is_contiguous()):
+        return None
+    sizes = x_scale.numel(), w_scale.numel()
+    by_row = sizes == (m, n)
+    if not by_row and sizes != (1, 1):
+        return None
+    if bias is not None and (bias.dtype != torch.bfloat16 or bias.shape != (n,) or not bias.is_contiguous()):
+        return None
+    tensors = (x, w, x_scale, w_scale, bias, out)
+    pointers = (0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+    return Posed(m, n, k, by_row, (*pointers, x_row, w_row, out_row))

@@ -1,0 +1,173 @@
+"""From a config and tensors to a launch, for products of 8-bit matrices: kernel variants, their compilation, grids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from triton import knobs
+from triton.compiler import ASTSource
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from aks.core.device import DeviceSpec
+from aks.ops.gemm import kernels
+from aks.ops.gemm.routines import Scratch
+from aks.ops.launch_spec import LaunchSpec
+from aks.ops.scaled.call import Operands
+from aks.ops.scaled.spec import ScaledConfig
+from aks.ops.variants import Variants
+
+_KERNELS = {
+    "gemv": kernels.gemv_kernel,
+    "stream": kernels.stream_kernel,
+    "tiled": kernels.tiled_kernel,
+    "tma": kernels.tma_kernel,
+    "persistent": kernels.persistent_kernel,
+}
+_ABSENT = ("up_ptr", "up_desc", "residual_ptr", "residual_row", "has_residual", "activation")
+_ACCURATE = 128
+"""Of K, whose products a tensor core may add up by itself where sums are to be accurate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One compiled kernel: a config, and what of the problem the compiler must know (``launch_spec``).
+
+    dtype is Triton's name of the 8-bit type. vector_bytes divides every pointer and the bytes of every row.
+    """
+
+    config: ScaledConfig
+    dtype: str
+    vector_bytes: int
+    even_k: bool
+    rows: int
+    accurate: bool
+
+
+def make_variant(dtype: str, config: ScaledConfig, values: Sequence[int]) -> Variant:
+    """The variant of ``config`` with these values of ``LaunchSpec.variant``."""
+    vector_bytes, wide_rows, even_k, rows, accurate = values
+    return Variant(config, dtype, vector_bytes or (16 if wide_rows else 1), bool(even_k), rows, bool(accurate))
+
+
+def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
+    """What Triton compiles for a variant, and with which options."""
+    config, constants = variant.config, _constants(variant)
+    kernel = _KERNELS[config.kind]
+    signature, attributes = {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        signature[name] = "constexpr" if name in constants else _argument_type(name, variant)
+        divisor = _divisor(name, variant)
+        if name not in constants and divisor > 1:
+            attributes[(index,)] = [["tt.divisibility", divisor]]
+    options = {"num_warps": config.num_warps, "num_stages": max(1, config.num_stages)}
+    if config.pdl:
+        options["launch_pdl"] = True
+    return ASTSource(kernel, signature, constants, attributes), options
+
+
+def _constants(variant: Variant) -> dict[str, Any]:
+    config = variant.config
+    known = {
+        **dict.fromkeys(_ABSENT),
+        "BLOCK_M": variant.rows or config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "SPLIT_K": config.split_k,
+        "SWAP_AB": bool(config.swap_ab),
+        "EVEN_K": variant.even_k,
+        "W_KN": False,
+        # The interpreter runs one program after another and knows no inline assembly.
+        "PDL": 0 if knobs.runtime.interpret else config.pdl,
+        "PREFETCH_K": 0 if knobs.runtime.interpret else (config.prefetch_kib << 10) // config.block_n,
+        "GROUP_M": 8,
+        "MAX_IMPRECISE": min(_ACCURATE, config.block_k) if variant.accurate else None,
+        "DEEP": config.num_stages == 0 and config.kind == "gemv",
+    }
+    return {name: known[name] for name in _KERNELS[config.kind].arg_names if name in known}
+
+
+def _argument_type(name: str, variant: Variant) -> str:
+    config = variant.config
+    match name:
+        case "x_desc":
+            return f"tensordesc<{variant.dtype}[{config.block_m}, {config.block_k}]>"
+        case "w_desc":
+            return f"tensordesc<{variant.dtype}[{config.block_n}, {config.block_k}]>"
+        case "x_ptr" | "w_ptr":
+            return f"*{variant.dtype}"
+        case "out_ptr" | "bias_ptr":
+            return "*bf16"
+        case "workspace_ptr" | "x_scale_ptr" | "w_scale_ptr":
+            return "*fp32"
+        case "counter_ptr":
+            return "*i32"
+        case "x_row" | "w_row" | "out_row":
+            return "i64"
+        case _:
+            return "i32"
+
+
+def _divisor(name: str, variant: Variant) -> int:
+    """What the compiler may rely on to divide the argument: bytes for pointers, elements otherwise."""
+    match name:
+        case "workspace_ptr" | "counter_ptr":
+            return 16
+        case "x_ptr" | "w_ptr" | "out_ptr" | "K" | "x_row" | "w_row":
+            return variant.vector_bytes
+        case "N" | "out_row":
+            return variant.vector_bytes // 2
+        case _:
+            return 1
+
+
+def make_variants(spec: LaunchSpec, dtype: str) -> Variants:
+    """The variants of an op of this 8-bit type."""
+    return Variants(spec, partial(make_variant, dtype), source_of)
+
+
+def bind_kernel(
+    variants: Variants,
+    spec: LaunchSpec,
+    config: Any,
+    problem: Any,
+    x: Tensor,
+    operands: Operands,
+    out: Tensor,
+    *,
+    device: DeviceSpec,
+    scratch: Scratch,
+) -> Callable[[int], object]:
+    """A function of a CUDA stream handle that launches the kernel of ``config`` on these tensors.
+
+    The config must be legal and no vendor's call; everything that can be prepared is.
+    """
+    variant = variants.variant_of(config, problem)
+    kernel, constants = _KERNELS[config.kind], _constants(variant)
+    step = int(operands.w_scale.numel() > 1 or operands.x_scale.numel() > 1)
+    known = {
+        "x_ptr": x,
+        "w_ptr": operands.w,
+        "out_ptr": out,
+        "x_scale_ptr": operands.x_scale,
+        "w_scale_ptr": operands.w_scale,
+        "x_scale_step": step,
+        "w_scale_step": step,
+        "bias_ptr": out if operands.bias is None else operands.bias,  # one that there is none of is not read
+        "has_bias": int(operands.bias is not None),
+        "workspace_ptr": scratch.workspace,
+        "counter_ptr": scratch.counters,
+        **{"M": problem.m, "N": problem.n, "K": problem.k},
+        **{"x_row": x.stride(0), "w_row": operands.w.stride(0), "out_row": out.stride(0)},
+    }
+    if config.kind in ("tma", "persistent"):
+        for name, tensor, block in (("x", x, config.block_m), ("w", operands.w, config.block_n)):
+            known[f"{name}_desc"] = TensorDescriptor(
+                tensor, list(tensor.shape), [tensor.stride(0), 1], [block, config.block_k]
+            )
+    arguments = [constants[name] if name in constants else known[name] for name in kernel.arg_names]
+    grid = spec.count_programs(config, problem.variables(), device.sm_count)
+    return variants.launcher(kernel, variant, grid, arguments, device, x.get_device())
