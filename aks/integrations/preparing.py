@@ -48,11 +48,10 @@ def prepare(model: nn.Module, sizes: Iterable[int]) -> int:
     kinds: dict[Any, tuple[Any, torch.Tensor]] = {}
     others: list[tuple[Any, torch.Tensor]] = []
     for layer, kind, like in _layers(model):
-        x = torch.zeros(rows[-1], like.shape[-1], dtype=like.dtype, device=like.device)
         if kind in kinds:
             others.append((layer, kinds[kind][1]))
         else:
-            kinds[kind] = layer, x
+            kinds[kind] = layer, torch.zeros(rows[-1], like.shape[-1], dtype=like.dtype, device=like.device)
     gpus = {x.get_device() for _, x in kinds.values() if x.is_cuda}
     with ExitStack() as stack:
         for index in gpus:

@@ -53,6 +53,7 @@ int cuDevicePrimaryCtxRelease_v2(int handle) { (void)handle; return 0; }
 int cuCtxGetCurrent(void **context) { *context = current; return 0; }
 int cuCtxGetDevice(int *handle) { *handle = device; return 0; }
 int cuCtxPushCurrent_v2(void *context) { current = context; return 0; }
+int standin_has_context(void) { return current != NULL; }
 int cuCtxPopCurrent_v2(void **context) { *context = current; current = NULL; return 0; }
 int cuModuleLoadData(void **module, const void *image) {
     const int result = answer("cuModuleLoadData");

@@ -200,6 +200,17 @@ def test_the_vendors_routine_is_the_first_algorithm_once_it_was_prepared(tmp_pat
     assert kernels.launch(*other, 0) == -1 and kernels.counts()["without_plan"] == 1
 
 
+def test_cublaslt_is_asked_in_the_context_of_the_kernels(folders, tmp_path: Path, standin, standin_lt):
+    """Whatever thread calls, and for the vendor's routine too."""
+    standin_lt.probe(standin.library.standin_has_context)
+    for folder in (folders[1], export_fake(tmp_path, vendor_leaf())):
+        kernels = standin.load(folder, cublaslt=standin_lt)
+        assert kernels.prepare(*CALL, 0) >= 0 and standin_lt.probed()[0] == 1
+        kernels.plans_ahead = True
+        assert kernels.launch(*CALL._replace(m=65), 0) >= 0 and standin_lt.probed() == (1, 1)
+        assert standin.library.standin_has_context() == 0
+
+
 def test_a_misaligned_vendors_call_is_not_cublaslts(tmp_path: Path, standin, standin_lt):
     kernels = standin.load(export_fake(tmp_path, vendor_leaf()), cublaslt=standin_lt)
     call = CALL._replace(x_ptr=CALL.x_ptr + 8)

@@ -163,12 +163,8 @@ bool Kernels::is_ours(std::span<const int64_t> call) {
     expand(call, variables);
     const Answer &known = answer(variables);
     if (known.algorithm < 0) return known.kernel;
-    return known.choice.config != kVendor || plan_of(known, variables, plans_ahead_);
-}
-
-std::shared_ptr<const Plan> Kernels::plan_of(const Answer &known, const int64_t *variables, bool asks) {
-    const Shape shape = products_->shape_of(table_.formulas, variables);
-    return asks || known.choice.config != kVendor ? products_->find(shape) : products_->known(shape);
+    if (known.choice.config != kVendor || plans_ahead_) return true;
+    return products_->known(products_->shape_of(table_.formulas, variables)) != nullptr;
 }
 
 bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &chosen, Prepared &prepared) {
@@ -185,13 +181,19 @@ bool Kernels::prepare(std::span<const int64_t> call, cuda::Stream stream, int &c
     if (!config.has_kernel && !by_product) return false;
     // A bundle that aks exported has one for every problem inside the support.
     if (!known.kernel && !by_product) return leave(without_kernel_, chosen);
-    if (by_product && !(prepared.plan = plan_of(known, variables, !prepared.counted || plans_ahead_))) return false;
     cuda::Context now = nullptr;
     driver_.check(driver_.cuCtxGetCurrent(&now), "cuCtxGetCurrent");
     if (now != context_) {
         // Another context of this device is the caller's choice (a green context's stream needs its own).
         cuda::Device device = -1;
         if (!now || driver_.cuCtxGetDevice(&device) != 0 || device != device_) prepared.current.emplace(driver_, context_);
+    }
+    if (by_product) {
+        const Shape shape = products_->shape_of(table_.formulas, variables);
+        // Of the vendor's routine at a new shape the caller's library knows sooner than it takes to ask.
+        const bool asks = chosen != kVendor || !prepared.counted || plans_ahead_;
+        prepared.plan = asks ? products_->find(shape) : products_->known(shape);
+        if (!prepared.plan) return false;
     }
     int64_t *const buffers = variables + table_.parameters.size() + table_.operands.size();
     if ((by_product || config.needs_scratch) && !add_scratch(stream, buffers)) return leave(without_scratch_, chosen);

@@ -136,9 +136,6 @@ class Kernels {
     void publish(Scratch scratch);
     std::vector<cuda::Pointer> allocate();
     void fill(const Answer &known, const int64_t *variables, cuda::Stream stream, Prepared &prepared) const;
-    // Of an answer that is a product. Null for the vendor's routine at a shape that nothing was prepared for: asking
-    // takes as long as many launches, and the caller has the routine too.
-    std::shared_ptr<const Plan> plan_of(const Answer &known, const int64_t *variables, bool asks);
     bool fill_product(int algorithm, const int64_t *variables, cuda::Stream stream, Prepared &prepared) const;
     // False if cuBLASLt does not support a product after all.
     bool enqueue(Prepared &prepared) const;
