@@ -31,6 +31,7 @@ from aks.core.formula import next_pow2
 from aks.core.problem import Problem
 from aks.evaluate import race_report
 from aks.ops import OPS
+from aks.ops.gemm.reference import poison_of
 from aks.ops.launch_spec import LaunchSpec, Matrix
 from aks.ops.op import Op
 from aks.runtime import native
@@ -254,7 +255,7 @@ def exact_copies(operands: Any, device: str) -> Any:
     """The same values at the same strides and alignment, in memory that ends with the last element.
 
     operands is a tensor, or a tuple (named or not) of operands; what is neither stays. Tensors that share memory do
-    so again, and what lies before the first of them is NaN.
+    so again, and what lies before the first of them is poison.
     """
     memory: dict[int, list[Tensor]] = {}
     for tensor in _tensors(operands):
@@ -262,7 +263,7 @@ def exact_copies(operands: Any, device: str) -> Any:
     copies: dict[int, Tensor] = {}
     for address, views in memory.items():
         flat = views[0].as_strided((max(map(_end, views)),), (1,), 0).clone()
-        flat[: min(view.storage_offset() for view in views)] = float("nan")
+        flat[: min(view.storage_offset() for view in views)] = poison_of(flat.dtype)
         copies[address] = flat.to(device)
     return _over(operands, copies)
 

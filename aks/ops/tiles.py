@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from aks.core.features import Feature
 
+_SPLIT_K = "max(split_k, 1)"
 _GPU_PROGRAMS = "(gpu_sm_count * 15 // 16)"
 PARTITION_FEATURES = (
     Feature("gpu_waves", f"ceil_div({_GPU_PROGRAMS}, sm_count)", "of what a vendor runs as one over the whole GPU"),
@@ -56,6 +58,66 @@ def wave_features(programs: str, resident: str) -> tuple[Feature, ...]:
             "permille",
         ),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Tiling:
+    """What a config makes of a product: formulas of its tiles, over problem, config and device.
+
+    resident: programs that an SM holds at once. Splits of k are those of the config's split_k.
+    """
+
+    block_m: str
+    block_n: str
+    block_k: str
+    resident: str
+
+    @property
+    def k_share(self) -> str:
+        """Of k, what a program goes over."""
+        return f"ceil_div(k, {_SPLIT_K})"
+
+    @property
+    def steps(self) -> str:
+        """Steps along k of a program."""
+        return f"ceil_div({self.k_share}, {self.block_k})"
+
+    @property
+    def padded_k(self) -> str:
+        """Of k, what a program computes: whole steps."""
+        return f"{self.steps} * {self.block_k}"
+
+    @property
+    def programs(self) -> str:
+        """How many there are."""
+        return f"(ceil_div(m, {self.block_m}) * ceil_div(n, {self.block_n}) * {_SPLIT_K})"
+
+    def features(self, knobs: Sequence[str], weights: str, element_bytes: str) -> tuple[Feature, ...]:
+        """For models of latency: the knobs as they are, and what the tiles come to.
+
+        weights: of the program's columns, times as many weights as each has. element_bytes: of a weight, as a factor,
+        or empty for 1.
+        """
+        m, n, k, programs = self.block_m, self.block_n, self.block_k, self.programs
+        return (
+            *(Feature(name, name) for name in knobs),
+            Feature("block_m", m),
+            Feature("block_n", n),
+            Feature("split_k", _SPLIT_K),
+            Feature("programs", programs),
+            Feature("programs_per_sm", f"{programs} * 100 // sm_count", "percent"),
+            Feature("resident", self.resident, "programs that an SM holds at once"),
+            *wave_features(programs, self.resident),
+            Feature("steps", self.steps, "steps along k of a program"),
+            Feature("k_padding", f"{self.padded_k} * {_SPLIT_K} * 100 // k", "percent"),
+            Feature("n_padding", f"ceil_div(n, {n}) * {n} * 100 // n", "percent"),
+            Feature("m_padding", f"ceil_div(m, {m}) * {m} * 100 // m", "percent"),
+            Feature("reads_of_w", f"ceil_div(m, {m})"),
+            Feature(
+                "program_kib", f"{weights} * {self.k_share}{element_bytes} // 1024", "weights that a program reads"
+            ),
+            Feature("k_rest", f"k % {k}"),
+        )
 
 
 def arithmetic_ns(programs: str, tile: str, steps: str, rate: int = 1) -> str:

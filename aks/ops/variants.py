@@ -19,6 +19,22 @@ from aks.ops.binary import Binary
 from aks.ops.launch_spec import LaunchSpec
 
 
+def annotated_source(
+    kernel: Any, constants: dict[str, Any], type_of: Callable[[str], str], divisor_of: Callable[[str], int]
+) -> ASTSource:
+    """What Triton compiles of a kernel with these constants.
+
+    Of the other arguments type_of gives the type, as Triton names it, and divisor_of what it may rely on to divide
+    them: bytes of pointers, elements otherwise.
+    """
+    signature, attributes = {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        signature[name] = "constexpr" if name in constants else type_of(name)
+        if name not in constants and (divisor := divisor_of(name)) > 1:
+            attributes[(index,)] = [["tt.divisibility", divisor]]
+    return ASTSource(kernel, signature, constants, attributes)
+
+
 class Variants:
     """What of an op's configs is compiled.
 
@@ -48,6 +64,10 @@ class Variants:
         """The compiled kernel; Triton's disk cache makes the second time cheap."""
         source, options = self.source_of(variant)
         return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+    def compile_job(self, job: tuple[Any, int]) -> None:
+        """Compile one of ``jobs`` into Triton's disk cache."""
+        self.compile(*job)
 
     def compile_binary(self, variant: Any, capability: int) -> Binary:
         """The kernel for a bundle: without line numbers, which are half of its bytes and name local paths."""

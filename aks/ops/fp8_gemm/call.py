@@ -57,3 +57,8 @@ def call_of(x: Tensor, operands: Operands, out: Tensor, fast_accum: bool, static
         return None
     scaling = SCALINGS.index("row" if posed.by_row else "tensor")
     return Call(*posed[:3], 0, scaling, fast_accum, static_weights, *posed.addresses)
+
+
+def call_for(problem: Fp8GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Call | None:
+    """The call that operands of a problem, as ``reference.make_inputs`` gives them, pose; None as of ``call_of``."""
+    return call_of(x, w, out, problem.fast_accum, problem.static_weights)

@@ -63,7 +63,7 @@ def vendor(problem: Fp8GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Call
     if problem.alignment == 16 and n % 16 == 0 and k % 16 == 0:
         return partial(_multiply, _fast_accum(problem, x, w, out), x, w, out)
     wide_n, wide_k = -(-n // 16) * 16, -(-k // 16) * 16
-    x_wide, w_wide, y_wide = scaled.pad(x, m, wide_k), scaled.pad(x, wide_n, wide_k), scaled.pad(out, m, wide_n)
+    x_wide, w_wide, y_wide = x.new_zeros(m, wide_k), x.new_zeros(wide_n, wide_k), out.new_zeros(m, wide_n)
     w_scale, bias = w.w_scale, None if w.bias is None else w.bias.new_zeros(wide_n)
     if problem.scaling == "row":
         w_scale = w.w_scale.new_ones(wide_n)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
-from triton import knobs
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -17,8 +17,7 @@ from aks.ops.fused_linear import reference
 from aks.ops.fused_linear.call import Operands, call_for
 from aks.ops.fused_linear.launch_spec import LAUNCH_SPEC
 from aks.ops.fused_linear.spec import FusedLinearConfig, FusedLinearProblem
-from aks.ops.gemm import kernels
-from aks.ops.gemm.launch import SCALE_ARGUMENTS
+from aks.ops.gemm.launch import KERNELS, SCALE_ARGUMENTS, constants_for, source_for
 from aks.ops.gemm.routines import Scratch
 from aks.ops.variants import Variants
 
@@ -26,7 +25,6 @@ _FLAGS = {
     name: formula.compile_python(str(LAUNCH_SPEC.arguments[name]))
     for name in ("has_bias", "has_residual", "activation")
 }
-_KERNELS = {"gemv": kernels.gemv_kernel, "stream": kernels.stream_kernel, "tma": kernels.tma_kernel}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,44 +46,21 @@ def make_variant(config: FusedLinearConfig, values: Sequence[int]) -> Variant:
 
 def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
     """What Triton compiles for a variant, and with which options."""
-    config, constants = variant.config, _constants(variant)
-    kernel = _KERNELS[config.kind]
-    signature, attributes = {}, {}
-    for index, name in enumerate(kernel.arg_names):
-        signature[name] = "constexpr" if name in constants else _argument_type(name, variant)
-        # Legal are 16-byte rows and pointers alone.
-        if signature[name].startswith("*"):
-            attributes[(index,)] = [["tt.divisibility", 16]]
-        elif name in ("N", "K") or name.endswith("_row"):
-            attributes[(index,)] = [["tt.divisibility", 8]]
-    options = {"num_warps": config.num_warps, "num_stages": max(1, config.num_stages)}
-    if config.pdl:
-        options["launch_pdl"] = True
-    return ASTSource(kernel, signature, constants, attributes), options
+    return source_for(variant.config, _constants(variant), partial(_argument_type, variant=variant), _divisor)
 
 
 def _constants(variant: Variant) -> dict[str, Any]:
-    config = variant.config
     absent = (
         ("bias_ptr", "residual_ptr", "residual_row", "has_bias", "has_residual")
         if variant.gated
         else ("up_ptr", "up_desc")
     )
-    known = {
-        **dict.fromkeys((*absent, *SCALE_ARGUMENTS)),
-        "BLOCK_M": variant.rows or config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
-        "SPLIT_K": config.split_k,
-        "SWAP_AB": bool(config.swap_ab),
-        "EVEN_K": variant.even_k,
-        "W_KN": False,
-        # The interpreter runs one program after another and knows no inline assembly.
-        "PDL": 0 if knobs.runtime.interpret else config.pdl,
-        "PREFETCH_K": 0 if knobs.runtime.interpret else (config.prefetch_kib << 10) // (2 * config.block_n),
-        "DEEP": config.num_stages == 0 and config.kind == "gemv",
-    }
-    return {name: known[name] for name in _KERNELS[config.kind].arg_names if name in known}
+    return constants_for(variant.config, rows=variant.rows, even_k=variant.even_k, absent=(*absent, *SCALE_ARGUMENTS))
+
+
+def _divisor(name: str) -> int:
+    """As of ``gemm``; legal are 16-byte rows and pointers alone."""
+    return 16 if name.endswith("_ptr") else 8 if name in ("N", "K") or name.endswith("_row") else 1
 
 
 def _argument_type(name: str, variant: Variant) -> str:
@@ -109,12 +84,7 @@ def _argument_type(name: str, variant: Variant) -> str:
 
 VARIANTS = Variants(LAUNCH_SPEC, make_variant, source_of)
 variant_of, compile_variant = VARIANTS.variant_of, VARIANTS.compile
-compile_jobs, is_ready = VARIANTS.jobs, VARIANTS.is_ready
-
-
-def compile_job(job: tuple[Variant, int]) -> None:
-    """Compile one job into Triton's disk cache."""
-    compile_variant(*job)
+compile_jobs, compile_job, is_ready = VARIANTS.jobs, VARIANTS.compile_job, VARIANTS.is_ready
 
 
 def bind(
@@ -137,7 +107,7 @@ def bind(
     variant = variant_of(config, problem)
     grid = LAUNCH_SPEC.count_programs(config, problem.variables(), device.sm_count)
     arguments = arguments_of(variant, problem, x, w, out, scratch)
-    return VARIANTS.launcher(_KERNELS[config.kind], variant, grid, arguments, device, x.get_device())
+    return VARIANTS.launcher(KERNELS[config.kind], variant, grid, arguments, device, x.get_device())
 
 
 def arguments_of(
@@ -168,4 +138,4 @@ def arguments_of(
                 known[f"{name}_desc"] = TensorDescriptor(
                     tensor, list(tensor.shape), [tensor.stride(0), 1], [blocks[name], config.block_k]
                 )
-    return [constants[name] if name in constants else known[name] for name in _KERNELS[config.kind].arg_names]
+    return [constants[name] if name in constants else known[name] for name in KERNELS[config.kind].arg_names]

@@ -19,9 +19,9 @@ from typing import Any, ClassVar
 from aks.core.config import Config, ConfigSpace, Rule
 from aks.core.features import Feature
 from aks.core.problem import Problem
-from aks.ops.gemm.spec import stream_shapes
+from aks.ops.gemm.spec import KNOBS, stream_shapes
 from aks.ops.op import Op
-from aks.ops.tiles import analytic_ns, tile_features, tile_wave_features, wave_features
+from aks.ops.tiles import Tiling, analytic_ns, tile_features, tile_wave_features
 
 EPILOGUES = ("bias", "residual", "silu", "gelu", "gelu_tanh", "silu_mul", "gelu_tanh_mul")
 KINDS = ("torch", "gemv", "stream", "tma")
@@ -185,38 +185,16 @@ FEATURES = (
     Feature("k_per_sm", f"k * ceil_div({_N}, 64) // sm_count", "k steps each SM would do at 64 columns a tile"),
 )
 
-_BLOCK_M = "max(block_m, (kind == GEMV) * next_pow2(m), (kind == STREAM) * next_pow2(m), (kind == TORCH) * 128)"
-_BLOCK_N = "max(block_n, (kind == TORCH) * 256)"
-_BLOCK_K = "max(block_k, 64)"
-_SPLIT_K = "max(split_k, 1)"
-_K_SHARE = f"ceil_div(k, {_SPLIT_K})"
-_STEPS = f"ceil_div({_K_SHARE}, {_BLOCK_K})"
-_PROGRAMS = f"(ceil_div(m, {_BLOCK_M}) * ceil_div(n, {_BLOCK_N}) * {_SPLIT_K})"
-_RESIDENT = (
-    "max(1, ctas_per_sm, (kind == GEMV) * min(16, 48 // max(num_warps, 1)), (kind == TMA) * smem_bytes_per_sm"
-    f" // (num_stages * (block_m + block_n * (1 + {GATED})) * block_k * 2 + 2048))"
+_TILING = Tiling(
+    block_m="max(block_m, (kind == GEMV) * next_pow2(m), (kind == STREAM) * next_pow2(m), (kind == TORCH) * 128)",
+    block_n="max(block_n, (kind == TORCH) * 256)",
+    block_k="max(block_k, 64)",
+    resident="max(1, ctas_per_sm, (kind == GEMV) * min(16, 48 // max(num_warps, 1)), (kind == TMA) * smem_bytes_per_sm"
+    f" // (num_stages * (block_m + block_n * (1 + {GATED})) * block_k * 2 + 2048))",
 )
+_BLOCK_N = f"{_TILING.block_n} * (1 + {GATED})"
 
-CONFIG_FEATURES = (
-    *(
-        Feature(name, name)
-        for name in ("kind", "block_k", "num_warps", "num_stages", "swap_ab", "pdl", "prefetch_kib", "ctas_per_sm")
-    ),
-    Feature("block_m", _BLOCK_M),
-    Feature("block_n", _BLOCK_N),
-    Feature("split_k", _SPLIT_K),
-    Feature("programs", _PROGRAMS),
-    Feature("programs_per_sm", f"{_PROGRAMS} * 100 // sm_count", "percent"),
-    Feature("resident", _RESIDENT, "programs that an SM holds at once"),
-    *wave_features(_PROGRAMS, _RESIDENT),
-    Feature("steps", _STEPS, "steps along k of a program"),
-    Feature("k_padding", f"{_STEPS} * {_BLOCK_K} * {_SPLIT_K} * 100 // k", "percent"),
-    Feature("n_padding", f"ceil_div(n, {_BLOCK_N}) * {_BLOCK_N} * 100 // n", "percent"),
-    Feature("m_padding", f"ceil_div(m, {_BLOCK_M}) * {_BLOCK_M} * 100 // m", "percent"),
-    Feature("reads_of_w", f"ceil_div(m, {_BLOCK_M})"),
-    Feature("program_kib", f"{_BLOCK_N} * (1 + {GATED}) * {_K_SHARE} * 2 // 1024", "weights that a program reads"),
-    Feature("k_rest", f"k % {_BLOCK_K}"),
-)
+CONFIG_FEATURES = _TILING.features(KNOBS, _BLOCK_N, " * 2")
 
 FUSED_LINEAR = Op(
     name="fused_linear",
@@ -230,7 +208,7 @@ FUSED_LINEAR = Op(
     flops=f"2 * m * {_N} * k",
     bytes_moved=f"2 * (m * n + m * k + {_N} * k + (epilogue == {EPILOGUES.index('residual')}) * m * n)",
     weight_bytes=f"2 * {_N} * k",
-    analytic_ns=analytic_ns(_PROGRAMS, _BLOCK_M, f"({_BLOCK_N} * (1 + {GATED}))", f"{_STEPS} * {_BLOCK_K}", "2"),
+    analytic_ns=analytic_ns(_TILING.programs, _TILING.block_m, f"({_BLOCK_N})", _TILING.padded_k, "2"),
     partition_tree_features=tuple(feature.name for feature in _TILE_WAVES),
     # Decoding is where fusing pays: what follows a product costs as much as the product's own differences.
     spread=tuple(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from triton import knobs
@@ -16,7 +16,7 @@ from aks.ops.gemm import kernels
 from aks.ops.gemm.launch_spec import LAUNCH_SPEC
 from aks.ops.gemm.routines import Scratch, bind_routine
 from aks.ops.gemm.spec import GemmConfig, GemmProblem
-from aks.ops.variants import Variants
+from aks.ops.variants import Variants, annotated_source
 
 SCALE_ARGUMENTS = ("x_scale_ptr", "w_scale_ptr", "x_scale_step", "w_scale_step", "MAX_IMPRECISE")
 """Arguments of the kernels that ops of 8-bit types alone have."""
@@ -24,13 +24,14 @@ _ABSENT = (
     "up_ptr", "up_desc", "bias_ptr", "residual_ptr", "residual_row", "has_bias", "has_residual", "activation",
     *SCALE_ARGUMENTS,
 )  # fmt: skip
-_KERNELS = {
+KERNELS = {
     "gemv": kernels.gemv_kernel,
     "stream": kernels.stream_kernel,
     "tiled": kernels.tiled_kernel,
     "tma": kernels.tma_kernel,
     "persistent": kernels.persistent_kernel,
 }
+"""By kind of config, of every op that runs them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,40 +58,56 @@ def make_variant(config: GemmConfig, values: Sequence[int]) -> Variant:
 
 def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
     """What Triton compiles for a variant, and with which options."""
-    config = variant.config
-    kernel = _KERNELS[config.kind]
-    constants = _constants(variant)
-    signature, attributes = {}, {}
-    for index, name in enumerate(kernel.arg_names):
-        signature[name] = "constexpr" if name in constants else _argument_type(name, variant)
-        divisor = _divisor(name, variant)
-        if name not in constants and divisor > 1:
-            attributes[(index,)] = [["tt.divisibility", divisor]]
+    type_of, divisor_of = partial(_argument_type, variant=variant), partial(_divisor, variant=variant)
+    return source_for(variant.config, _constants(variant), type_of, divisor_of)
+
+
+def source_for(
+    config: Any, constants: dict[str, Any], type_of: Callable[[str], str], divisor_of: Callable[[str], int]
+) -> tuple[ASTSource, dict[str, Any]]:
+    """``source_of`` for any op that runs these kernels, as ``aks.ops.variants.annotated_source``."""
     options = {"num_warps": config.num_warps, "num_stages": max(1, config.num_stages)}
     if config.pdl:
         options["launch_pdl"] = True
-    return ASTSource(kernel, signature, constants, attributes), options
+    return annotated_source(KERNELS[config.kind], constants, type_of, divisor_of), options
 
 
-def _constants(variant: Variant) -> dict[str, Any]:
-    config = variant.config
-    prefetch = config.prefetch_kib << 10
+def constants_for(
+    config: Any,
+    *,
+    rows: int,
+    even_k: bool,
+    w_kn: bool = False,
+    element_bytes: int = 2,
+    absent: Iterable[str],
+    **more: Any,
+) -> dict[str, Any]:
+    """Constants of the kernel of a config, of any op that runs these kernels.
+
+    rows: that all of x is held in, 0 if block_m says. absent: arguments that the op has not. more: constants that it
+    alone has.
+    """
+    interprets = knobs.runtime.interpret  # one program after another, and no inline assembly
     known = {
-        "BLOCK_M": variant.rows or config.block_m,
+        **dict.fromkeys(absent),
+        "BLOCK_M": rows or config.block_m,
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
         "SPLIT_K": config.split_k,
         "SWAP_AB": bool(config.swap_ab),
-        "EVEN_K": variant.even_k,
-        "W_KN": variant.w_kn,
-        # The interpreter runs one program after another and knows no inline assembly.
-        "PDL": 0 if knobs.runtime.interpret else config.pdl,
-        "PREFETCH_K": 0 if knobs.runtime.interpret else prefetch // (2 * config.block_n),
+        "EVEN_K": even_k,
+        "W_KN": w_kn,
+        "PDL": 0 if interprets else config.pdl,
+        "PREFETCH_K": 0 if interprets else (config.prefetch_kib << 10) // (element_bytes * config.block_n),
         "GROUP_M": 8,
         "DEEP": config.num_stages == 0 and config.kind == "gemv",
+        **more,
     }
-    known |= dict.fromkeys(_ABSENT)
-    return {name: known[name] for name in _KERNELS[config.kind].arg_names if name in known}
+    return {name: known[name] for name in KERNELS[config.kind].arg_names if name in known}
+
+
+def _constants(variant: Variant) -> dict[str, Any]:
+    return constants_for(variant.config, rows=variant.rows, even_k=variant.even_k, w_kn=variant.w_kn, absent=_ABSENT)
 
 
 def _argument_type(name: str, variant: Variant) -> str:
@@ -134,12 +151,7 @@ def _divisor(name: str, variant: Variant) -> int:
 
 VARIANTS = Variants(LAUNCH_SPEC, make_variant, source_of)
 variant_of, compile_variant = VARIANTS.variant_of, VARIANTS.compile
-compile_jobs, is_ready = VARIANTS.jobs, VARIANTS.is_ready
-
-
-def compile_job(job: tuple[Variant, int]) -> None:
-    """Compile one job into Triton's disk cache."""
-    compile_variant(*job)
+compile_jobs, compile_job, is_ready = VARIANTS.jobs, VARIANTS.compile_job, VARIANTS.is_ready
 
 
 @lru_cache(maxsize=1 << 16)
@@ -165,7 +177,7 @@ def bind(
     variant = variant_of(config, problem)
     arguments = arguments_of(config, variant, problem, x, w, out, scratch)
     grid = grid_of(config, problem, device.sm_count)
-    return VARIANTS.launcher(_KERNELS[config.kind], variant, grid, arguments, device, x.get_device())
+    return VARIANTS.launcher(KERNELS[config.kind], variant, grid, arguments, device, x.get_device())
 
 
 def arguments_of(config: GemmConfig, variant: Variant, problem: GemmProblem, x, w, out, scratch: Scratch) -> list[Any]:
@@ -186,4 +198,4 @@ def arguments_of(config: GemmConfig, variant: Variant, problem: GemmProblem, x, 
     if config.kind in ("tma", "persistent"):
         known["x_desc"] = TensorDescriptor(x, list(x.shape), [x.stride(0), 1], [config.block_m, config.block_k])
         known["w_desc"] = TensorDescriptor(w, list(w.shape), [w.stride(0), 1], list(_w_block(variant)))
-    return [known[name] for name in _KERNELS[config.kind].arg_names]
+    return [known[name] for name in KERNELS[config.kind].arg_names]

@@ -103,7 +103,7 @@ def make_matrices(
         starts = [copy * pitch + offset for copy in range(copies)]
         padded = [flat[start : start + rows * stride].view(rows, stride) for start in starts]
         for tensor in padded:
-            tensor[:, row if std else 0 :].fill_(math.nan if one.is_floating_point else -128)
+            tensor[:, row if std else 0 :].fill_(poison_of(one))
         made.append([tensor[:, :row] for tensor in padded])
     return made
 
@@ -196,6 +196,11 @@ def compare(out: Tensor, expected: Tensor, dtype: torch.dtype, allowed: tuple[fl
     if relative > whole:
         return f"relative error of the whole is {relative:.3g}; at most {whole:.3g} is allowed"
     return ""
+
+
+def poison_of(dtype: torch.dtype) -> float:
+    """What no operand holds: NaN, or of integers -128."""
+    return math.nan if dtype.is_floating_point else -128
 
 
 def poison(out: Tensor) -> None:

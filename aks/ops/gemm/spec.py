@@ -13,7 +13,7 @@ from aks.core.config import Config, ConfigSpace, Rule
 from aks.core.features import Feature
 from aks.core.problem import Problem
 from aks.ops.op import Op
-from aks.ops.tiles import PARTITION_FEATURES, analytic_ns, tile_features, tile_wave_features, wave_features
+from aks.ops.tiles import PARTITION_FEATURES, Tiling, analytic_ns, tile_features, tile_wave_features
 
 KINDS = ("torch_mm", "cublaslt", "gemv", "stream", "tiled", "tma", "persistent")
 
@@ -184,7 +184,7 @@ def _configs() -> Iterator[GemmConfig]:
 CONFIGS = tuple(_configs())
 
 # A config that only pads or re-reads is as good as illegal: measuring it teaches nothing.
-RULES = (
+SHAPE_RULES = (
     Rule("block_m no taller than m needs", "block_m <= max(16, next_pow2(m))"),
     Rule(
         "weights are read at most 4 times (tiles that loop over K once)",
@@ -195,17 +195,13 @@ RULES = (
     Rule("at most 4 rows of x (gemv)", "kind != GEMV or m <= 4"),
     Rule("at most 2 rows of x (stream)", "kind != STREAM or m <= 2"),
     Rule("block_k is the next power of two of k (stream)", "kind != STREAM or (k <= block_k and 2 * k > block_k)"),
-    Rule("rows of w are contiguous (stream)", "kind != STREAM or w_layout == 0"),
-    Rule(
-        "products of a tile fit registers (gemv, stream)",
-        "kind < GEMV or kind > STREAM or next_pow2(m) * block_n * block_k <= 4096 * num_warps",
-    ),
-    Rule("accumulator fits registers", "kind <= STREAM or block_m * block_n <= 4096 * num_warps"),
-    Rule(
-        "stages of x and w fit shared memory",
-        "(num_stages + pdl // 2) * (block_m + block_n) * block_k * 2 + kind // PERSISTENT * 32768 + 1024"
-        " <= smem_bytes_per_block",
-    ),
+)
+"""For any op that runs these kernels, as are the next two."""
+PRODUCTS_RULE = Rule(
+    "products of a tile fit registers (gemv, stream)",
+    "kind < GEMV or kind > STREAM or next_pow2(m) * block_n * block_k <= 4096 * num_warps",
+)
+LAUNCH_RULES = (
     Rule(
         "partial sums fit the workspace",
         "split_k < 2 or ceil_div(m, max(1, block_m)) * ceil_div(n, max(1, block_n)) * split_k"
@@ -220,6 +216,18 @@ RULES = (
     Rule("tensor descriptors need 16-byte rows and pointers", "kind < TMA or alignment >= 16"),
     Rule("dependent launch needs capability 9.0", "pdl == 0 or capability >= 90"),
     Rule("weights read before the wait must be static", "pdl < 2 or static_weights == 1"),
+)
+RULES = (
+    *SHAPE_RULES,
+    Rule("rows of w are contiguous (stream)", "kind != STREAM or w_layout == 0"),
+    PRODUCTS_RULE,
+    Rule("accumulator fits registers", "kind <= STREAM or block_m * block_n <= 4096 * num_warps"),
+    Rule(
+        "stages of x and w fit shared memory",
+        "(num_stages + pdl // 2) * (block_m + block_n) * block_k * 2 + kind // PERSISTENT * 32768 + 1024"
+        " <= smem_bytes_per_block",
+    ),
+    *LAUNCH_RULES,
     Rule("cublaslt by index needs 16-byte rows and pointers", "kind != CUBLASLT or alignment >= 16"),
 )
 
@@ -248,49 +256,19 @@ FEATURES = (
 )
 
 # What a config makes of a problem: tiles of the vendor's routines are taken to be 128 x 256.
-_BLOCK_M = "max(block_m, (kind >= GEMV) * (kind <= STREAM) * next_pow2(m), (kind < GEMV) * 128)"
-_BLOCK_N = "max(block_n, (kind < GEMV) * 256)"
-_BLOCK_K = "max(block_k, 64)"
-_SPLIT_K = "max(split_k, 1)"
-_K_SHARE = f"ceil_div(k, {_SPLIT_K})"
-_STEPS = f"ceil_div({_K_SHARE}, {_BLOCK_K})"
-_PROGRAMS = f"(ceil_div(m, {_BLOCK_M}) * ceil_div(n, {_BLOCK_N}) * {_SPLIT_K})"
-# Programs that an SM holds at once: as many as are launched, by shared memory, or by registers.
-_RESIDENT = (
-    "max(1, ctas_per_sm, (kind == GEMV) * min(16, 48 // max(num_warps, 1)), (kind > STREAM) * smem_bytes_per_sm"
-    " // ((num_stages + pdl // 2) * (block_m + block_n) * block_k * 2 + 2048))"
+_TILING = Tiling(
+    block_m="max(block_m, (kind >= GEMV) * (kind <= STREAM) * next_pow2(m), (kind < GEMV) * 128)",
+    block_n="max(block_n, (kind < GEMV) * 256)",
+    block_k="max(block_k, 64)",
+    # As many as are launched, by shared memory, or by registers.
+    resident="max(1, ctas_per_sm, (kind == GEMV) * min(16, 48 // max(num_warps, 1)),"
+    " (kind > STREAM) * smem_bytes_per_sm // ((num_stages + pdl // 2) * (block_m + block_n) * block_k * 2 + 2048))",
 )
+KNOBS = ("kind", "block_k", "num_warps", "num_stages", "swap_ab", "pdl", "prefetch_kib", "ctas_per_sm")
 
 CONFIG_FEATURES = (
-    *(
-        Feature(name, name)
-        for name in (
-            "kind",
-            "block_k",
-            "num_warps",
-            "num_stages",
-            "swap_ab",
-            "pdl",
-            "prefetch_kib",
-            "ctas_per_sm",
-            "algo",
-        )
-    ),
-    Feature("block_m", _BLOCK_M),
-    Feature("block_n", _BLOCK_N),
-    Feature("split_k", _SPLIT_K),
-    Feature("programs", _PROGRAMS),
-    Feature("programs_per_sm", f"{_PROGRAMS} * 100 // sm_count", "percent"),
-    Feature("resident", _RESIDENT, "programs that an SM holds at once"),
-    *wave_features(_PROGRAMS, _RESIDENT),
-    Feature("steps", _STEPS, "steps along k of a program"),
-    Feature("k_padding", f"{_STEPS} * {_BLOCK_K} * {_SPLIT_K} * 100 // k", "percent"),
-    Feature("n_padding", f"ceil_div(n, {_BLOCK_N}) * {_BLOCK_N} * 100 // n", "percent"),
-    Feature("m_padding", f"ceil_div(m, {_BLOCK_M}) * {_BLOCK_M} * 100 // m", "percent"),
-    Feature("reads_of_w", f"ceil_div(m, {_BLOCK_M})"),
-    Feature("program_kib", f"{_BLOCK_N} * {_K_SHARE} * 2 // 1024", "weights that a program reads"),
-    Feature("k_rest", f"k % {_BLOCK_K}"),
-    Feature("n_rest", f"n % {_BLOCK_N}"),
+    *_TILING.features((*KNOBS, "algo"), _TILING.block_n, " * 2"),
+    Feature("n_rest", f"n % {_TILING.block_n}"),
 )
 
 GEMM = Op(
@@ -306,6 +284,6 @@ GEMM = Op(
     flops="2 * m * n * k",
     bytes_moved="2 * (m * n + m * k + n * k)",
     weight_bytes="2 * n * k",
-    analytic_ns=analytic_ns(_PROGRAMS, _BLOCK_M, _BLOCK_N, f"{_STEPS} * {_BLOCK_K}", "2"),
+    analytic_ns=analytic_ns(_TILING.programs, _TILING.block_m, _TILING.block_n, _TILING.padded_k, "2"),
     partition_tree_features=tuple(feature.name for feature in _TILE_WAVES),
 )

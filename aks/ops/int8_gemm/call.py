@@ -49,3 +49,8 @@ def call_of(x: Tensor, operands: Operands, out: Tensor, static_weights: bool) ->
     if posed is None or not posed.by_row:
         return None
     return Call(*posed[:3], 0, static_weights, *posed.addresses)
+
+
+def call_for(problem: Int8GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Call | None:
+    """The call that operands of a problem, as ``reference.make_inputs`` gives them, pose; None as of ``call_of``."""
+    return call_of(x, w, out, problem.static_weights)

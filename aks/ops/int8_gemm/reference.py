@@ -41,8 +41,8 @@ def vendor(problem: Int8GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Cal
     rows, wide_n, wide_k = max(m, _LEAST_ROWS) if m <= 16 else m, -(-n // 8) * 8, -(-k // 8) * 8
     pads_x = rows != m or wide_k != k or problem.alignment < 16
     pads_w = wide_n != n or wide_k != k or problem.alignment < 16
-    x_wide = scaled.pad(x, rows, wide_k) if pads_x else x
-    w_wide = scaled.pad(x, wide_n, wide_k) if pads_w else w.w
+    x_wide = x.new_zeros(rows, wide_k) if pads_x else x
+    w_wide = x.new_zeros(wide_n, wide_k) if pads_w else w.w
     sums = torch.empty(rows, wide_n, dtype=torch.int32, device=x.device)
     scaled_sums = torch.empty(m, n, dtype=torch.float32, device=x.device)
     x_scale = w.x_scale[:, None]

@@ -14,7 +14,7 @@ from aks.ops.mm.kernels import mm_kernel
 from aks.ops.mm.launch_spec import LAUNCH_SPEC
 from aks.ops.mm.spec import ELEMENT_BYTES, MmConfig, MmProblem
 from aks.ops.scratch import NoScratch as Scratch
-from aks.ops.variants import Variants
+from aks.ops.variants import Variants, annotated_source
 
 _GROUP_M = 8
 """Rows of tiles that go together: what the template of PyTorch Inductor has."""
@@ -57,14 +57,12 @@ def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
         "w_row": variant.alignment // size,
         "out_row": variant.n_bytes // size,
     }
-    types = dict.fromkeys(("M", "N", "K"), "i32") | dict.fromkeys(("x_row", "w_row", "out_row"), "i64")
-    signature, attributes = {}, {}
-    for index, name in enumerate(mm_kernel.arg_names):
-        signature[name] = "constexpr" if name in constants else types.get(name, f"*{variant.dtype}")
-        if divisors.get(name, 1) > 1:
-            attributes[(index,)] = [["tt.divisibility", divisors[name]]]
-    options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    return ASTSource(mm_kernel, signature, constants, attributes), options
+    types: dict[str, str] = dict.fromkeys(("M", "N", "K"), "i32")
+    types |= dict.fromkeys(("x_row", "w_row", "out_row"), "i64")
+    source = annotated_source(
+        mm_kernel, constants, lambda name: types.get(name, f"*{variant.dtype}"), lambda name: divisors.get(name, 1)
+    )
+    return source, {"num_warps": config.num_warps, "num_stages": config.num_stages}
 
 
 def _constants(variant: Variant) -> dict[str, Any]:
@@ -82,12 +80,7 @@ def _constants(variant: Variant) -> dict[str, Any]:
 
 VARIANTS = Variants(LAUNCH_SPEC, make_variant, source_of)
 variant_of, compile_variant = VARIANTS.variant_of, VARIANTS.compile
-compile_jobs, is_ready = VARIANTS.jobs, VARIANTS.is_ready
-
-
-def compile_job(job: tuple[Variant, int]) -> None:
-    """Compile one job into Triton's disk cache."""
-    compile_variant(*job)
+compile_jobs, compile_job, is_ready = VARIANTS.jobs, VARIANTS.compile_job, VARIANTS.is_ready
 
 
 def bind(

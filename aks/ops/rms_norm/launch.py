@@ -17,7 +17,7 @@ from aks.ops.rms_norm.kernels import rms_norm_kernel
 from aks.ops.rms_norm.launch_spec import LAUNCH_SPEC
 from aks.ops.rms_norm.spec import RmsNormConfig, RmsNormProblem
 from aks.ops.scratch import NoScratch as Scratch
-from aks.ops.variants import Variants
+from aks.ops.variants import Variants, annotated_source
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,21 +38,17 @@ def make_variant(config: RmsNormConfig, values: Sequence[int]) -> Variant:
 
 def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
     """What Triton compiles for a variant, and with which options."""
-    config, constants = variant.config, _constants(variant)
-    signature, attributes = {}, {}
-    for index, name in enumerate(rms_norm_kernel.arg_names):
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name.endswith("_ptr"):
-            signature[name], attributes[(index,)] = f"*{variant.dtype}", [["tt.divisibility", 16]]
-        else:
-            signature[name] = "i64" if name.endswith("_row") else "i32"
-            if name not in ("eps", "one_plus"):  # legal are 16-byte rows alone
-                attributes[(index,)] = [["tt.divisibility", 8]]
-    options: dict[str, Any] = {"num_warps": config.num_warps}
-    if config.pdl:
+
+    def type_of(name: str) -> str:
+        return f"*{variant.dtype}" if name.endswith("_ptr") else "i64" if name.endswith("_row") else "i32"
+
+    def divisor_of(name: str) -> int:  # legal are 16-byte rows alone
+        return 16 if name.endswith("_ptr") else 1 if name in ("eps", "one_plus") else 8
+
+    options: dict[str, Any] = {"num_warps": variant.config.num_warps}
+    if variant.config.pdl:
         options["launch_pdl"] = True
-    return ASTSource(rms_norm_kernel, signature, constants, attributes), options
+    return annotated_source(rms_norm_kernel, _constants(variant), type_of, divisor_of), options
 
 
 def _constants(variant: Variant) -> dict[str, Any]:
@@ -66,14 +62,9 @@ def _constants(variant: Variant) -> dict[str, Any]:
 
 VARIANTS = Variants(LAUNCH_SPEC, make_variant, source_of)
 variant_of, compile_variant = VARIANTS.variant_of, VARIANTS.compile
-compile_jobs, is_ready = VARIANTS.jobs, VARIANTS.is_ready
+compile_jobs, compile_job, is_ready = VARIANTS.jobs, VARIANTS.compile_job, VARIANTS.is_ready
 
 __all__ = ["VARIANTS", "Scratch", "bind", "compile_job", "compile_jobs", "is_ready"]
-
-
-def compile_job(job: tuple[Variant, int]) -> None:
-    """Compile one job into Triton's disk cache."""
-    compile_variant(*job)
 
 
 def bind(

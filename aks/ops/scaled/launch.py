@@ -8,25 +8,17 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from triton import knobs
 from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from aks.core.device import DeviceSpec
-from aks.ops.gemm import kernels
+from aks.ops.gemm.launch import KERNELS, constants_for, source_for
 from aks.ops.gemm.routines import Scratch
 from aks.ops.launch_spec import LaunchSpec
 from aks.ops.scaled.call import Operands
 from aks.ops.scaled.spec import ScaledConfig
 from aks.ops.variants import Variants
 
-_KERNELS = {
-    "gemv": kernels.gemv_kernel,
-    "stream": kernels.stream_kernel,
-    "tiled": kernels.tiled_kernel,
-    "tma": kernels.tma_kernel,
-    "persistent": kernels.persistent_kernel,
-}
 _ABSENT = ("up_ptr", "up_desc", "residual_ptr", "residual_row", "has_residual", "activation")
 _ACCURATE = 128
 """Of K, whose products a tensor core may add up by itself where sums are to be accurate."""
@@ -55,39 +47,20 @@ def make_variant(dtype: str, config: ScaledConfig, values: Sequence[int]) -> Var
 
 def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
     """What Triton compiles for a variant, and with which options."""
-    config, constants = variant.config, _constants(variant)
-    kernel = _KERNELS[config.kind]
-    signature, attributes = {}, {}
-    for index, name in enumerate(kernel.arg_names):
-        signature[name] = "constexpr" if name in constants else _argument_type(name, variant)
-        divisor = _divisor(name, variant)
-        if name not in constants and divisor > 1:
-            attributes[(index,)] = [["tt.divisibility", divisor]]
-    options = {"num_warps": config.num_warps, "num_stages": max(1, config.num_stages)}
-    if config.pdl:
-        options["launch_pdl"] = True
-    return ASTSource(kernel, signature, constants, attributes), options
+    type_of, divisor_of = partial(_argument_type, variant=variant), partial(_divisor, variant=variant)
+    return source_for(variant.config, _constants(variant), type_of, divisor_of)
 
 
 def _constants(variant: Variant) -> dict[str, Any]:
     config = variant.config
-    known = {
-        **dict.fromkeys(_ABSENT),
-        "BLOCK_M": variant.rows or config.block_m,
-        "BLOCK_N": config.block_n,
-        "BLOCK_K": config.block_k,
-        "SPLIT_K": config.split_k,
-        "SWAP_AB": bool(config.swap_ab),
-        "EVEN_K": variant.even_k,
-        "W_KN": False,
-        # The interpreter runs one program after another and knows no inline assembly.
-        "PDL": 0 if knobs.runtime.interpret else config.pdl,
-        "PREFETCH_K": 0 if knobs.runtime.interpret else (config.prefetch_kib << 10) // config.block_n,
-        "GROUP_M": 8,
-        "MAX_IMPRECISE": min(_ACCURATE, config.block_k) if variant.accurate else None,
-        "DEEP": config.num_stages == 0 and config.kind == "gemv",
-    }
-    return {name: known[name] for name in _KERNELS[config.kind].arg_names if name in known}
+    return constants_for(
+        config,
+        rows=variant.rows,
+        even_k=variant.even_k,
+        element_bytes=1,
+        absent=_ABSENT,
+        MAX_IMPRECISE=min(_ACCURATE, config.block_k) if variant.accurate else None,
+    )
 
 
 def _argument_type(name: str, variant: Variant) -> str:
@@ -129,42 +102,47 @@ def make_variants(spec: LaunchSpec, dtype: str) -> Variants:
     return Variants(spec, partial(make_variant, dtype), source_of)
 
 
-def bind_kernel(
+def bind(
     variants: Variants,
     spec: LaunchSpec,
+    vendor: Callable[..., Callable[[], object]],
     config: Any,
     problem: Any,
     x: Tensor,
-    operands: Operands,
+    w: Operands,
     out: Tensor,
     *,
     device: DeviceSpec,
     scratch: Scratch,
 ) -> Callable[[int], object]:
-    """A function of a CUDA stream handle that launches the kernel of ``config`` on these tensors.
+    """A function of a CUDA stream handle that launches ``config`` on these tensors.
 
-    The config must be legal and no vendor's call; everything that can be prepared is.
+    variants, spec and vendor (``reference.vendor``) are the op's. The config must be legal; everything that can be
+    prepared is.
     """
+    if not spec.config_has_kernel(config):
+        call = vendor(problem, x, w, out)
+        return lambda stream: call()
     variant = variants.variant_of(config, problem)
-    kernel, constants = _KERNELS[config.kind], _constants(variant)
-    step = int(operands.w_scale.numel() > 1 or operands.x_scale.numel() > 1)
+    kernel, constants = KERNELS[config.kind], _constants(variant)
+    step = int(w.w_scale.numel() > 1 or w.x_scale.numel() > 1)
     known = {
         "x_ptr": x,
-        "w_ptr": operands.w,
+        "w_ptr": w.w,
         "out_ptr": out,
-        "x_scale_ptr": operands.x_scale,
-        "w_scale_ptr": operands.w_scale,
+        "x_scale_ptr": w.x_scale,
+        "w_scale_ptr": w.w_scale,
         "x_scale_step": step,
         "w_scale_step": step,
-        "bias_ptr": out if operands.bias is None else operands.bias,  # one that there is none of is not read
-        "has_bias": int(operands.bias is not None),
+        "bias_ptr": out if w.bias is None else w.bias,  # one that there is none of is not read
+        "has_bias": int(w.bias is not None),
         "workspace_ptr": scratch.workspace,
         "counter_ptr": scratch.counters,
         **{"M": problem.m, "N": problem.n, "K": problem.k},
-        **{"x_row": x.stride(0), "w_row": operands.w.stride(0), "out_row": out.stride(0)},
+        **{"x_row": x.stride(0), "w_row": w.w.stride(0), "out_row": out.stride(0)},
     }
     if config.kind in ("tma", "persistent"):
-        for name, tensor, block in (("x", x, config.block_m), ("w", operands.w, config.block_n)):
+        for name, tensor, block in (("x", x, config.block_m), ("w", w.w, config.block_n)):
             known[f"{name}_desc"] = TensorDescriptor(
                 tensor, list(tensor.shape), [tensor.stride(0), 1], [block, config.block_k]
             )

@@ -12,7 +12,7 @@ from torch import Tensor
 from aks.ops.gemm.reference import compare, make_matrices, poison, product
 from aks.ops.scaled.call import Operands
 
-__all__ = ["Inputs", "check", "make_scaled", "pad", "poison", "reference"]
+__all__ = ["Inputs", "check", "make_scaled", "poison", "reference"]
 
 
 @dataclass(eq=False)
@@ -72,8 +72,3 @@ def check(problem: Any, out: Tensor, expected: Tensor, accumulation: float = 0.0
     unit = 2.0**-8
     whole = unit * (1 + 2 / math.sqrt(problem.m * problem.n)) + accumulation
     return compare(out, expected, torch.bfloat16, (whole, unit, 4 * unit + 6 * accumulation))
-
-
-def pad(tensor: Tensor, rows: int, columns: int) -> Tensor:
-    """Zeros, of so many rows and columns, that are for ``tensor`` [R, C] in their upper left corner."""
-    return tensor.new_zeros((rows, columns))

@@ -13,9 +13,9 @@ from typing import Any
 from aks.core.config import Config, ConfigSpace, Rule
 from aks.core.features import Feature
 from aks.core.problem import Problem
-from aks.ops.gemm.spec import stream_shapes
+from aks.ops.gemm.spec import KNOBS, LAUNCH_RULES, PRODUCTS_RULE, SHAPE_RULES, stream_shapes
 from aks.ops.op import Op
-from aks.ops.tiles import analytic_ns, tile_features, tile_wave_features, wave_features
+from aks.ops.tiles import Tiling, analytic_ns, tile_features, tile_wave_features
 
 KINDS = ("torch", "gemv", "stream", "tiled", "tma", "persistent")
 
@@ -98,39 +98,16 @@ def _knobs() -> Iterator[tuple[Any, ...]]:
         yield "persistent", block_m, block_n, block_k, 1, num_warps, num_stages, 0, 0, 0, 1
 
 
-_TILES_OF = "ceil_div(m, max(1, block_m)) * ceil_div(n, max(1, block_n))"
-
 RULES = (
-    Rule("block_m no taller than m needs", "block_m <= max(16, next_pow2(m))"),
-    Rule(
-        "weights are read at most 4 times (tiles that loop over K once)",
-        "block_m == 0 or block_m >= 64 or m <= 4 * block_m",
-    ),
-    Rule("block_n no wider than n needs", "block_n <= max(64, next_pow2(n))"),
-    Rule("every split of k has a block", "split_k < 2 or split_k * block_k <= k"),
-    Rule("at most 4 rows of x (gemv)", "kind != GEMV or m <= 4"),
-    Rule("at most 2 rows of x (stream)", "kind != STREAM or m <= 2"),
-    Rule("block_k is the next power of two of k (stream)", "kind != STREAM or (k <= block_k and 2 * k > block_k)"),
-    Rule(
-        "products of a tile fit registers (gemv, stream)",
-        "kind < GEMV or kind > STREAM or next_pow2(m) * block_n * block_k <= 4096 * num_warps",
-    ),
+    *SHAPE_RULES,
+    PRODUCTS_RULE,
     Rule("accumulator fits registers", "block_m * block_n <= 4096 * max(1, num_warps)"),
     Rule(
         "stages of x and w fit shared memory",
         "(num_stages + pdl // 2) * (block_m + block_n) * block_k + kind // PERSISTENT * 32768 + 1024"
         " <= smem_bytes_per_block",
     ),
-    Rule(
-        "partial sums fit the workspace",
-        f"split_k < 2 or {_TILES_OF} * split_k * max(4, block_m) * block_n * 4 <= 67108864",
-    ),
-    Rule("a counter for every tile", f"split_k < 2 or {_TILES_OF} <= 65536"),
-    Rule("threads fit a block", "32 * num_warps <= max_threads_per_block"),
-    Rule("tensor descriptors need capability 9.0", "kind < TMA or capability >= 90"),
-    Rule("tensor descriptors need 16-byte rows and pointers", "kind < TMA or alignment >= 16"),
-    Rule("dependent launch needs capability 9.0", "pdl == 0 or capability >= 90"),
-    Rule("weights read before the wait must be static", "pdl < 2 or static_weights == 1"),
+    *LAUNCH_RULES,
 )
 
 _TILES = ((16, 64), (64, 64), (64, 128), (128, 128), (128, 256))
@@ -155,39 +132,14 @@ _FEATURES = (
 )
 
 # Tiles of the vendor's routines are taken to be 128 x 256.
-_BLOCK_M = "max(block_m, (kind >= GEMV) * (kind <= STREAM) * next_pow2(m), (kind == TORCH) * 128)"
-_BLOCK_N = "max(block_n, (kind == TORCH) * 256)"
-_BLOCK_K = "max(block_k, 128)"
-_SPLIT_K = "max(split_k, 1)"
-_K_SHARE = f"ceil_div(k, {_SPLIT_K})"
-_STEPS = f"ceil_div({_K_SHARE}, {_BLOCK_K})"
-_PROGRAMS = f"(ceil_div(m, {_BLOCK_M}) * ceil_div(n, {_BLOCK_N}) * {_SPLIT_K})"
-_RESIDENT = (
-    "max(1, ctas_per_sm, (kind == GEMV) * min(16, 48 // max(num_warps, 1)), (kind > STREAM) * smem_bytes_per_sm"
-    " // ((num_stages + pdl // 2) * (block_m + block_n) * block_k + 2048))"
+_TILING = Tiling(
+    block_m="max(block_m, (kind >= GEMV) * (kind <= STREAM) * next_pow2(m), (kind == TORCH) * 128)",
+    block_n="max(block_n, (kind == TORCH) * 256)",
+    block_k="max(block_k, 128)",
+    resident="max(1, ctas_per_sm, (kind == GEMV) * min(16, 48 // max(num_warps, 1)),"
+    " (kind > STREAM) * smem_bytes_per_sm // ((num_stages + pdl // 2) * (block_m + block_n) * block_k + 2048))",
 )
-
-_CONFIG_FEATURES = (
-    *(
-        Feature(name, name)
-        for name in ("kind", "block_k", "num_warps", "num_stages", "swap_ab", "pdl", "prefetch_kib", "ctas_per_sm")
-    ),
-    Feature("block_m", _BLOCK_M),
-    Feature("block_n", _BLOCK_N),
-    Feature("split_k", _SPLIT_K),
-    Feature("programs", _PROGRAMS),
-    Feature("programs_per_sm", f"{_PROGRAMS} * 100 // sm_count", "percent"),
-    Feature("resident", _RESIDENT, "programs that an SM holds at once"),
-    *wave_features(_PROGRAMS, _RESIDENT),
-    Feature("steps", _STEPS, "steps along k of a program"),
-    Feature("k_padding", f"{_STEPS} * {_BLOCK_K} * {_SPLIT_K} * 100 // k", "percent"),
-    Feature("n_padding", f"ceil_div(n, {_BLOCK_N}) * {_BLOCK_N} * 100 // n", "percent"),
-    Feature("m_padding", f"ceil_div(m, {_BLOCK_M}) * {_BLOCK_M} * 100 // m", "percent"),
-    Feature("reads_of_w", f"ceil_div(m, {_BLOCK_M})"),
-    Feature("program_kib", f"{_BLOCK_N} * {_K_SHARE} // 1024", "weights that a program reads"),
-    Feature("k_rest", f"k % {_BLOCK_K}"),
-    Feature("n_rest", f"n % {_BLOCK_N}"),
-)
+_CONFIG_FEATURES = (*_TILING.features(KNOBS, _TILING.block_n, ""), Feature("n_rest", f"n % {_TILING.block_n}"))
 
 
 def make_op(
@@ -212,7 +164,7 @@ def make_op(
         flops="2 * m * n * k",
         bytes_moved=_BYTES,
         weight_bytes="n * k",
-        analytic_ns=analytic_ns(_PROGRAMS, _BLOCK_M, _BLOCK_N, f"{_STEPS} * {_BLOCK_K}", "1", rate=2),
+        analytic_ns=analytic_ns(_TILING.programs, _TILING.block_m, _TILING.block_n, _TILING.padded_k, "1", rate=2),
         partition_tree_features=tuple(feature.name for feature in _TILE_WAVES),
         spread=tuple(spread),
         rate=2,
