@@ -14,6 +14,7 @@ from aks.core import artifact, kernel_files, tree_json
 from aks.core.bundle import TREE_FILE, Bundle, read_bundle
 from aks.core.device import DeviceSpec
 from aks.core.errors import ArtifactError, DataError, UnknownOpError
+from aks.core.forecast import FORECAST_FILE
 from aks.core.tree import Leaf, Split, Tree
 from aks.export import selector as selector_file
 from aks.export.compiling import compile_all
@@ -28,6 +29,7 @@ from aks.ops.op import Op
 FILES = ("tree.py", "tree.h", TREE_FILE)
 KERNEL_FILES = (kernel_files.TABLE_FILE, kernel_files.CODE_FILE)
 """What a folder has besides if it was exported with its kernels."""
+_OPTIONAL = (FORECAST_FILE, *KERNEL_FILES)
 
 
 def export(
@@ -38,7 +40,7 @@ def export(
     kernels: bool = False,
     compiler: Compile | None = None,
 ) -> dict[str, Any]:
-    """Write the four files of ``selector_path`` to ``out_dir``; returns the manifest.
+    """Write the four files of ``selector_path``, and its forecast, to ``out_dir``; returns the manifest.
 
     device is folded in; None takes the one that the selector was trained on. The same selector and
     device give the same bytes. With ``kernels`` there are two files more: every kernel that the tree can
@@ -69,6 +71,8 @@ def export(
         "tree.h": _text(emit_c(tree, origin)),
         TREE_FILE: artifact.dump(tree_json.to_json(tree)),
     }
+    if forecast := selector_file.read_forecast(selector):
+        files[FORECAST_FILE] = artifact.dump(forecast.on(device).to_json())
     if kernels:
         compiler = compiler or partial(compile_all, op.name, device.capability)
         files |= kernel_table(tree, op, device, compiler)
@@ -100,8 +104,8 @@ def load(folder: Path | str, *, op: Op | None = None, device: DeviceSpec | None 
 
 
 def _listed(manifest: dict[str, Any]) -> list[str]:
-    """The files that a folder must have: the kernels only if its manifest lists them."""
-    return [*FILES, *(name for name in KERNEL_FILES if name in manifest["files"])]
+    """The files that a folder must have: the forecast and the kernels only if its manifest lists them."""
+    return [*FILES, *(name for name in _OPTIONAL if name in manifest["files"])]
 
 
 def _op_of(selector: dict[str, Any], path: Path) -> Op:
@@ -183,7 +187,7 @@ def _write(out_dir: Path, files: dict[str, bytes]) -> None:
         _keep(out_dir, old, files[artifact.MANIFEST])
         for name in files:
             os.replace(new / name, out_dir / name)
-    for name in KERNEL_FILES:
+    for name in _OPTIONAL:
         if name not in files:  # of the version before; what is not listed would only puzzle
             (out_dir / name).unlink(missing_ok=True)
 

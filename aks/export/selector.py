@@ -12,6 +12,7 @@ from aks.core.config import Config
 from aks.core.device import DeviceSpec
 from aks.core.errors import AksError, ArtifactError, DataError
 from aks.core.features import Feature
+from aks.core.forecast import Forecast
 from aks.ops.op import Op
 
 FORMAT, VERSION = "aks-selector", 1
@@ -67,6 +68,7 @@ def check_selector(selector: dict[str, Any], op: Op) -> None:
         read_features(selector)
         _check_support(selector["support"], op)
         _check_arrays(selector["tree"], len(selector["features"]), len(selector["portfolio"]))
+        read_forecast(selector)
     except ArtifactError:
         raise
     except (AksError, KeyError, TypeError, ValueError, AttributeError) as error:
@@ -95,6 +97,17 @@ def read_portfolio(selector: dict[str, Any], op: Op) -> tuple[Config, ...]:
     if foreign:
         raise ArtifactError(f"the portfolio has configs that are not in the space of {op.name}: {foreign}")
     return portfolio
+
+
+def read_forecast(selector: dict[str, Any]) -> Forecast | None:
+    """Of what the tree's answers take, over a problem and a device; None in selectors of before there were forecasts.
+
+    Raises
+    ------
+    ArtifactError
+        If it is malformed.
+    """
+    return Forecast.from_json(selector["forecast"]) if selector.get("forecast") else None
 
 
 def _check_support(support: dict[str, Any], op: Op) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from aks.core import formula
 from aks.core.config import Config
 from aks.core.device import DeviceSpec
+from aks.core.forecast import read_forecast
 from aks.core.problem import Problem
 from aks.core.tree import Parameter, Step, Tree
 from aks.runtime.predictor import Predictor
@@ -37,7 +38,8 @@ class Explanation:
 
     candidates are in the leaf's order: the first legal one runs, the others are the runners-up.
     outside says what of the problem the training data did not cover: then, as in a leaf that
-    abstains, the vendor's routine runs whatever the leaf ranks.
+    abstains, the vendor's routine runs whatever the leaf ranks. latency_us: what the answer is expected to
+    take; None outside, or without a forecast.
     """
 
     problem: Problem
@@ -48,6 +50,7 @@ class Explanation:
     abstain: bool
     candidates: tuple[Candidate, ...]
     outside: tuple[str, ...]
+    latency_us: float | None = None
 
     @property
     def expected_slowdown(self) -> float | None:
@@ -73,6 +76,7 @@ def explain(predictor: Predictor, op: Op, problem: Problem) -> Explanation:
     predictor.bundle.check_op(op.name, op.space.fingerprint)
     row = problem.to_row()
     path, leaf = tree.walk(row)
+    forecast = None if tree.outside(row) else read_forecast(predictor.bundle)
     configs = [op.config_type.from_row(config) for config in tree.configs]
     candidates = tuple(
         Candidate(configs[index], slowdown, tuple(op.space.broken_rules(configs[index], problem, device)))
@@ -87,6 +91,7 @@ def explain(predictor: Predictor, op: Op, problem: Problem) -> Explanation:
         abstain=leaf.abstain,
         candidates=candidates,
         outside=tuple(_why_outside(tree, row)),
+        latency_us=forecast.latency_us(problem.variables()) if forecast else None,
     )
 
 
@@ -113,6 +118,8 @@ def _range(tree: Tree, parameter: Parameter) -> str:
 def _lines(e: Explanation) -> Iterator[str]:
     yield f"{e.problem.OP} on {e.device}: {e.problem.key()}"
     yield f"runs      {e.chosen.key()}{_expected(e.expected_slowdown)}"
+    if e.latency_us is not None:
+        yield f"takes     about {e.latency_us:.1f} us"
     yield f"support   {'inside' if not e.outside else 'outside, so the vendor runs: ' + '; '.join(e.outside)}"
     yield f"path      {'' if e.path else 'the tree is one leaf'}"
     for step in e.path:

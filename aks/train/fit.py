@@ -8,10 +8,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from aks.core.device import DeviceSpec
+from aks.core.forecast import Forecast
 from aks.train.classifier import RegretClassifier, fit_classifier
 from aks.train.dataset import TrainingSet
 from aks.train.distill import DistilledTree, distil, join_rows
 from aks.train.examples import Examples, make_examples
+from aks.train.forecast import fit_forecast
 from aks.train.growth import Shape
 from aks.train.latency import LatencyModel, fit_latency_model
 from aks.train.leaves import LeafRule
@@ -44,6 +46,7 @@ class Fitted:
     """A selector for ``device``: ``examples`` are the training problems there over the portfolio's configs.
 
     uncovered: facts of the device that no measured one is near to; if there are any, the tree leans on the vendor.
+    forecast: of what the tree's answers take.
     """
 
     device: DeviceSpec
@@ -52,6 +55,7 @@ class Fitted:
     examples: Examples
     classifier: RegretClassifier
     tree: DistilledTree
+    forecast: Forecast
 
 
 def fit(
@@ -106,4 +110,5 @@ def fit(
         options.guessed_leaf if uncovered else options.leaf,
         seed,
     )
-    return Fitted(device, uncovered, portfolio, examples, classifier, tree)
+    forecast = fit_forecast(here.op, examples, tree(examples.inputs), seed)
+    return Fitted(device, uncovered, portfolio, examples, classifier, tree, forecast)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from aks.ops.op import Op
 from aks.train.dataset import TrainingSet, from_frame, present_regimes, read_frames
 from aks.train.examples import make_examples
 from aks.train.fit import Fitted, Options, fit
+from aks.train.forecast import errors
 from aks.train.ladder import LADDER
 from aks.train.latency import fit_latency_model
 from aks.train.prior import NUM_BOOSTERS, Prior, make_prior, save_prior
@@ -27,6 +28,8 @@ from aks.train.transport import default_device
 
 FORMAT, VERSION = "aks-selector", 1
 SELECTOR_FILE, XGBOOST_FILE = "selector.json", "xgboost.json"
+FORECAST_ERROR = "forecast_median_error"
+"""Among the metrics: of the forecast of what the tree's answers take, relative, on held-out problems."""
 _MIN_FAMILIES = 4
 """With fewer families than this, holding some out would leave too little to learn from."""
 
@@ -181,9 +184,12 @@ def score_held_out(
     scores = score_all(examples, choices, axis=axis)
     plain = make_examples(test, fitted.portfolio.columns, declared=False)
     undeclared = score_choice(plain, fitted.tree(plain.inputs), axis=axis)
+    forecast_errors = errors(fitted.forecast, examples, choices["tree"])
     return scores, {
         **scores["tree"],
         "regret_lost_by_distilling": scores["tree"]["mean_regret"] - scores["xgboost"]["mean_regret"],
+        FORECAST_ERROR: float(np.median(forecast_errors)),
+        "forecast_p90_error": float(np.quantile(forecast_errors, 0.9)),
         **{f"undeclared_{name}": undeclared[name] for name in ("mean_regret", "geomean_speedup", "slower_share")},
     }
 
@@ -236,6 +242,7 @@ def describe(
         "portfolio": [config.to_row() for config in fitted.examples.configs],
         "support": support_of(training),
         "tree": fitted.tree.to_json(),
+        "forecast": replace(fitted.forecast, median_error=metrics.get(FORECAST_ERROR)).to_json(),
         "seed": options.seed,
         "command": command,
         "metrics": metrics,
