@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aks.cli.options import Model, OpArgument, TreeDevice
+from aks.cli.options import OPS_HELP, Model, TreeDevice
+
+if TYPE_CHECKING:
+    from aks.runtime.precisions import Estimate
 
 
 def export(
@@ -64,26 +67,82 @@ def export(
 
 
 def explain(
-    op: OpArgument,
-    problem: Annotated[list[str], typer.Argument(help="name=value for each axis, and for attributes.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[OP] name=value...", help=f"The op, then a value for each axis, and for attributes. {OPS_HELP}"
+        ),
+    ],
     device: TreeDevice = "h200",
     model: Model = None,
+    precisions: Annotated[
+        str,
+        typer.Option(
+            help="Instead: which of these precisions (bf16, fp8, int8, int4) is expected to be fastest for a layer of "
+            "n and k, at each m (m=1,8,64; default: powers of two up to 2048)."
+        ),
+    ] = "",
 ) -> None:
     """Say which config a tree picks for a problem, and why.
 
-    Prints the path through the tree, the expected slowdown, the runners-up, and whether the training
-    data covered the problem.
+    Prints the path through the tree, the expected slowdown and latency, the runners-up, and whether the
+    training data covered the problem.
+
+    With --precisions there is no op: it compares what the trees of several are expected to take, with the
+    time to quantise x, as trained on the device.
 
     \b
     Examples:
       aks explain gemm m=16 n=4096 k=4096
       aks explain gemm m=1 n=2880 k=4096 dtype=fp16 static_weights=true --model runs/demo/model
+      aks explain --precisions bf16,int8,int4 n=4096 k=4096
+      aks explain --precisions int8,int4 m=1 n=28672 k=4096 group=64 density=10
     """
     from aks.cli.problem import parse_problem
     from aks.ops import find_op
     from aks.runtime.explain import explain as reasons
     from aks.runtime.predictor import Predictor
 
-    known_op = find_op(op)
-    asked = parse_problem(known_op, problem)
+    if precisions:
+        _explain_precisions(precisions, words, device)
+        return
+    known_op = find_op(words[0])
+    asked = parse_problem(known_op, words[1:])
     print(reasons(Predictor.load(known_op, None if model else device, model), known_op, asked))
+
+
+def _explain_precisions(precisions: str, words: list[str], device: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from aks.cli.options import split_integers, split_words
+    from aks.cli.problem import parse_attributes
+    from aks.ops import find_op
+    from aks.runtime.precisions import M_VALUES, PRECISIONS, compare
+
+    names = split_words(precisions, "--precisions", PRECISIONS)
+    given = [word[2:] for word in words if word.startswith("m=")]
+    ms = split_integers(given[0], "m") if given else list(M_VALUES)
+    attributes = parse_attributes(
+        [find_op(PRECISIONS[name].op) for name in names], [word for word in words if not word.startswith("m=")]
+    )
+    rows = compare(names, attributes, ms, device, find_op)
+    table = Table("m", *(f"{name} us" for name in names), "fastest", "it runs")
+    for row in rows:
+        cells = [_estimate(row.estimates[name]) for name in names]
+        runs = row.estimates[row.fastest].runs if row.fastest else ""
+        table.add_row(str(row.m), *cells, row.fastest, runs)
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, 150)
+    console.print(table)
+    print(
+        "Expected on the device's tree; a sum: the product, and quantising x before it. -: outside what was measured."
+    )
+
+
+def _estimate(estimate: Estimate) -> str:
+    if estimate.product_us is None:
+        return "-"
+    quantize = f" + {estimate.quantize_us:.1f}" if estimate.quantize_us else ""
+    return f"{estimate.product_us:.1f}{quantize}"

@@ -14,9 +14,8 @@ from aks.core.errors import DataError
 from aks.core.measurement import Regime
 from aks.ops import OPS
 
-_OPS = f"One of: {', '.join(OPS)}; or a kernel of your own that has @aks.adaptive, as module:kernel."
-OpName = Annotated[str, typer.Option("--op", help=_OPS)]
-OpArgument = Annotated[str, typer.Argument(metavar="OP", help=_OPS)]
+OPS_HELP = f"One of: {', '.join(OPS)}; or a kernel of your own that has @aks.adaptive, as module:kernel."
+OpName = Annotated[str, typer.Option("--op", help=OPS_HELP)]
 Seed = Annotated[int, typer.Option(help="The same seed gives the same result.")]
 Data = Annotated[
     list[Path] | None,

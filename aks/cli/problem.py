@@ -33,6 +33,25 @@ def parse_problem(op: Op, words: Sequence[str]) -> Problem:
     return op.problem_type.from_row(row)
 
 
+def parse_attributes(ops: Sequence[Op], words: Sequence[str]) -> dict[str, Any]:
+    """Values of ``words`` (each ``name=value``), of fields that problems of at least one of ``ops`` have.
+
+    Raises
+    ------
+    InvalidProblemError
+        If a word is not ``name=value``, or a name is unknown or given twice.
+    """
+    values: dict[str, Any] = {}
+    for word in words:
+        name, equals, text = word.partition("=")
+        having = [op for op in ops if name in {field.name for field in fields(op.problem_type)}]
+        if not equals or not having or name in values:
+            reason = "is given twice" if name in values else "must be name=value with a name that a problem has"
+            raise InvalidProblemError(f"{word!r} {reason}; write {_example(ops[0])}")
+        values[name] = _value(having[0], name, text)
+    return values
+
+
 def _value(op: Op, name: str, text: str) -> Any:
     for choice in op.problem_type.CHOICES.get(name, ()):
         if text.lower() == str(choice).lower():
