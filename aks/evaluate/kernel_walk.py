@@ -26,7 +26,7 @@ from aks.core import artifact, formula, kernel_files
 from aks.core.bundle import Bundle, read_bundle
 from aks.core.config import Config
 from aks.core.device import DeviceSpec
-from aks.core.errors import ArtifactError
+from aks.core.errors import ArtifactError, InvalidProblemError
 from aks.core.formula import next_pow2
 from aks.core.problem import Problem
 from aks.evaluate import race_report
@@ -167,7 +167,10 @@ def _candidates(op: Op, config: Config, bundle: Bundle, device: DeviceSpec) -> I
     sizes = [_sizes(config, axis, *support[axis]) for axis in op.problem_type.AXES]
     choices = [support[name][0 if name in read else -1 :] for name in op.problem_type.CHOICES]
     for values in product(*sizes, *choices):
-        problem = op.problem_type(**dict(zip(names, values, strict=True)))
+        try:
+            problem = op.problem_type(**dict(zip(names, values, strict=True)))
+        except InvalidProblemError:  # choices that exclude each other
+            continue
         if is_legal(problem.variables()):
             yield problem
 

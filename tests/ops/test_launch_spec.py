@@ -55,8 +55,9 @@ def expected_scaled(c, p, device) -> tuple[tuple[int, ...], int]:
     vector = min(p["alignment"], divisor(2 * p["n"], p["k"]))
     widths = (0, int(vector == 16)) if c.kind in ("tma", "persistent") else (vector, 0)
     (*_, even, rows), programs = expected_gemm(c, p | {"dtype": 0, "w_layout": 0}, device)
-    accurate = int(c.kind not in ("gemv", "stream") and not p.get("fast_accum", 1))
-    return (*widths, even, rows, accurate), programs
+    block_scaled = int(p.get("scaling", 0) == 2)
+    accurate = int(c.kind not in ("gemv", "stream") and not block_scaled and not p.get("fast_accum", 1))
+    return (*widths, even, rows, accurate, block_scaled), programs
 
 
 EXPECTED = {

@@ -51,11 +51,12 @@ def eight_bit(*shapes: tuple[int, int, int], **attributes: Any) -> list[Problem]
             for fast_accum in (False, True):
                 mode: dict[str, Any] = {"scaling": scaling, "fast_accum": fast_accum}
                 made.append(Fp8GemmProblem(m=m, n=n, k=k, static_weights=True, **mode, **attributes))
+        made.append(Fp8GemmProblem(m=m, n=n, k=k, static_weights=True, scaling="block", **attributes))
     return made
 
 
 EIGHT_BIT = [
-    *eight_bit((1, 80, 1040), (3, 144, 272), (17, 144, 272), (70, 208, 528)),
+    *eight_bit((1, 80, 1040), (2, 144, 1040), (3, 144, 272), (17, 144, 272), (70, 208, 528)),
     *eight_bit((5, 33, 131), alignment=1),
     *eight_bit((2, 40, 68), alignment=4),
 ]

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,9 @@ def problem_rows(op: Op, seed: int) -> list[dict[str, Any]]:
         row = {name: int(column[index]) for name, column in columns.items()}
         for name, choices in op.problem_type.CHOICES.items():
             row[name] = choices[row[name]] if isinstance(choices[0], str) else type(choices[0])(row[name])
-        rows.append(row)
+        with suppress(InvalidProblemError):  # choices that exclude each other
+            op.problem_type.from_row(row)
+            rows.append(row)
     return rows
 
 

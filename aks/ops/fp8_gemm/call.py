@@ -9,7 +9,7 @@ from torch import Tensor
 
 from aks.core import formula
 from aks.ops.fp8_gemm.launch_spec import LAUNCH_SPEC
-from aks.ops.fp8_gemm.spec import SCALINGS, Fp8GemmProblem
+from aks.ops.fp8_gemm.spec import BLOCK_SCALING, SCALINGS, Fp8GemmProblem
 from aks.ops.scaled.call import Operands, pose
 
 _ALIGNMENT = formula.compile_python(LAUNCH_SPEC.derived["alignment"])
@@ -19,7 +19,8 @@ class Call(NamedTuple):
     """What tensors pose, as ``LAUNCH_SPEC`` names it: the problem without its alignment, then the operands.
 
     The native dispatcher takes it as it stands. dtype and scaling are indices into ``Fp8GemmProblem.CHOICES``; row
-    strides are in elements; a bias that there is none of is 0.
+    strides are in elements, those of scales as ``aks.ops.scaled.call.scale_strides`` says; a bias that there is none
+    of is 0.
     """
 
     m: int
@@ -38,6 +39,10 @@ class Call(NamedTuple):
     x_row: int
     w_row: int
     out_row: int
+    x_scale_step: int
+    x_scale_block: int
+    w_scale_step: int
+    w_scale_block: int
 
     def problem(self) -> Fp8GemmProblem:
         """The problem, its alignment worked out."""
@@ -50,13 +55,15 @@ class Call(NamedTuple):
 def call_of(x: Tensor, operands: Operands, out: Tensor, fast_accum: bool, static_weights: bool) -> Call | None:
     """The call that tensors pose, as ``aks.ops.scaled.call.pose`` says; None if these kernels do not take them.
 
-    Of a product of one row of x and one of w, scales of rows and of tensors are the same: it counts as of rows.
+    Of a product of one row of x and one of w, scales of rows and of tensors are the same: it counts as of rows. With
+    scales of blocks nothing is accumulated fast, whether it may or not.
     """
     posed = pose(x, operands, out, torch.float8_e4m3fn)
     if posed is None:
         return None
-    scaling = SCALINGS.index("row" if posed.by_row else "tensor")
-    return Call(*posed[:3], 0, scaling, fast_accum, static_weights, *posed.addresses)
+    scaling = SCALINGS.index(posed.scaling)
+    fast_accum = fast_accum and scaling != BLOCK_SCALING
+    return Call(*posed[:3], 0, scaling, fast_accum, static_weights, *posed.addresses, *posed.strides)
 
 
 def call_for(problem: Fp8GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Call | None:

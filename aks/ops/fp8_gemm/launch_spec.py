@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from aks.ops.fp8_gemm.spec import BLOCK_SCALING
 from aks.ops.scaled.launch_spec import make_launch_spec
 
-LAUNCH_SPEC = make_launch_spec(scale_step="scaling == 0", accurate="fast_accum == 0")
+LAUNCH_SPEC = make_launch_spec(
+    # What a block adds up to goes to a float32 anyway.
+    accurate=f"scaling != {BLOCK_SCALING} and fast_accum == 0",
+    block_scaled=f"scaling == {BLOCK_SCALING}",
+    scalings=True,
+)

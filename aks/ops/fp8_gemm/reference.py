@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from aks.ops.fp8_gemm.blocks import vendor as block_vendor
 from aks.ops.fp8_gemm.spec import Fp8GemmProblem
 from aks.ops.scaled import reference as scaled
 from aks.ops.scaled.call import Operands
@@ -30,8 +31,7 @@ def make_inputs(
     InvalidProblemError
         If ``copies`` is less than 1.
     """
-    by_row = problem.scaling == "row"
-    return scaled.make_scaled(problem, DTYPE, 1.0, copies=copies, device=device, seed=seed, by_row=by_row)
+    return scaled.make_scaled(problem, DTYPE, 1.0, copies=copies, device=device, seed=seed, scaling=problem.scaling)
 
 
 def accumulation_error(problem: Fp8GemmProblem) -> float:
@@ -55,10 +55,12 @@ def vendor(problem: Fp8GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Call
     """A call that writes the product into ``out`` by ``torch._scaled_mm``, on the current stream. It allocates now.
 
     What that does not take (n or k no multiple of 16, operands that are not aligned to 16 bytes) is copied into padded
-    matrices first, at each call. On a CPU it is the reference.
+    matrices first, at each call. On a CPU it is the reference. Scales of blocks: ``aks.ops.fp8_gemm.blocks``.
     """
     if x.device.type == "cpu":
         return lambda: out.copy_(reference(problem, x, w))
+    if problem.scaling == "block":
+        return block_vendor(problem, x, w, out)
     m, n, k = problem.m, problem.n, problem.k
     if problem.alignment == 16 and n % 16 == 0 and k % 16 == 0:
         return partial(_multiply, _fast_accum(problem, x, w, out), x, w, out)

@@ -9,7 +9,10 @@ as w is, and ``out = act(x @ w.T) * (x @ up.T)``. ``bias_ptr`` [N] and ``residua
 ``residual_row`` apart: ``out = act(x @ w.T + bias) + residual``, each as far as ``has_bias`` and
 ``has_residual`` say. act is the entry ``activation`` of ``ACTIVATIONS``. ``x_scale_ptr`` and ``w_scale_ptr``, float32:
 the product is multiplied by the scales of its row and column first, each ``step`` elements from the one before (0: one
-scale for all).
+scale for all). Scales may be of blocks instead, where ``x_scale_block`` and ``w_scale_block`` are given: one for each
+row of x and GROUP of K, and one for each GROUP of rows of w and GROUP of K. Then ``step`` leads to the next row or
+rows, ``block`` to the next of K, and what a GROUP of K adds up to is scaled before it goes to a float32. Tiles lie
+within a GROUP of columns, and tensor cores take a GROUP of K at a step.
 
 MAX_IMPRECISE: of 8-bit floats, over how many of K a tensor core may add up by itself, which keeps some 14 bits; then
 the sum is added to a float32. None: over all.
@@ -31,6 +34,10 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+GROUP = tl.constexpr(128)
+"""Elements of a block that has a scale, along K and along N (DeepSeek-V3 Technical Report, 2024, 3.3.2)."""
+PART = tl.constexpr(16)
+"""Of these, elements of 8 bits that a thread loads at once."""
 ACTIVATIONS = ("none", "silu", "gelu", "gelu_tanh")
 """As ``torch.nn.functional`` has them; gelu_tanh is gelu with ``approximate="tanh"``."""
 
@@ -187,7 +194,7 @@ def _total(partial, SPLIT_K: tl.constexpr, STEP: tl.constexpr):
 @triton.jit
 def gemv_kernel(
     x_ptr, w_ptr, out_ptr, workspace_ptr, counter_ptr, M, N, K, x_row, w_row, out_row,
-    up_ptr, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step,
+    up_ptr, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step, x_scale_block, w_scale_block,
     bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
     EVEN_K: tl.constexpr, W_KN: tl.constexpr, PDL: tl.constexpr, PREFETCH_K: tl.constexpr, DEEP: tl.constexpr,
@@ -223,10 +230,18 @@ def gemv_kernel(
         _start(w_ptr, w_row, tile * BLOCK_N, k_start, k_end, N, BLOCK_N, PREFETCH_K, W_KN, PDL)
         w, up = _load_weights(w_ptrs, up_ptrs, w_mask, up_ptr)
     up_acc = None
+    if x_scale_block is not None:
+        x_scales, w_scales = _scale_rows(
+            x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step, offs_m, tile * BLOCK_N, M
+        )  # fmt: skip
     if DEEP:
         # So many weights in registers leave no room for sums by position: add over K block by block.
         x = tl.load(x_ptrs, mask=row_mask & ((k_start + offs_k) < k_end)[None, :], other=0.0)
-        acc = tl.sum(_products(x, w), axis=2)
+        if x_scale_block is None:
+            acc = tl.sum(_products(x, w), axis=2)
+        else:
+            scales = _load_scales(x_scales, w_scales, x_scale_block, w_scale_block, k_start, K, BLOCK_K)
+            acc = tl.sum(_scaled_products(x, w, scales), axis=2)
         if up_ptr is not None:
             up_acc = tl.sum(_products(x, up), axis=2)
         for k in range(k_start + BLOCK_K, k_end, BLOCK_K):
@@ -237,12 +252,17 @@ def gemv_kernel(
             inside = ((k + offs_k) < k_end)[None, :]
             w, up = _load_weights(w_ptrs, up_ptrs, column_mask & inside, up_ptr)
             x = tl.load(x_ptrs, mask=row_mask & inside, other=0.0)
-            acc += tl.sum(_products(x, w), axis=2)
+            if x_scale_block is None:
+                acc += tl.sum(_products(x, w), axis=2)
+            else:
+                scales = _load_scales(x_scales, w_scales, x_scale_block, w_scale_block, k, K, BLOCK_K)
+                acc += tl.sum(_scaled_products(x, w, scales), axis=2)
             if up_ptr is not None:
                 up_acc += tl.sum(_products(x, up), axis=2)
     else:
+        POSITIONS: tl.constexpr = BLOCK_K if x_scale_block is None else BLOCK_K // PART
         sums = tl.zeros(
-            (BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.int32 if w_ptr.dtype.element_ty == tl.int8 else tl.float32
+            (BLOCK_M, BLOCK_N, POSITIONS), dtype=tl.int32 if w_ptr.dtype.element_ty == tl.int8 else tl.float32
         )
         if up_ptr is not None:
             up_sums = tl.zeros((BLOCK_M, BLOCK_N, BLOCK_K), dtype=tl.float32)
@@ -256,7 +276,11 @@ def gemv_kernel(
                 x = tl.load(x_ptrs, mask=row_mask, other=0.0)
             else:
                 x = tl.load(x_ptrs, mask=row_mask & ((k + offs_k) < k_end)[None, :], other=0.0)
-            sums += _products(x, w)
+            if x_scale_block is None:
+                sums += _products(x, w)
+            else:
+                scales = _load_scales(x_scales, w_scales, x_scale_block, w_scale_block, k, K, BLOCK_K)
+                sums += _scaled_products(x, w, scales)
             x_ptrs += BLOCK_K
             w = w_next
             if up_ptr is not None:
@@ -266,7 +290,7 @@ def gemv_kernel(
         if up_ptr is not None:
             up_acc = tl.sum(up_sums, axis=2)
     _finish(
-        acc, up_acc, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step,
+        acc, up_acc, x_scale_ptr, w_scale_ptr if w_scale_block is None else None, x_scale_step, w_scale_step,
         bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, out_ptr, out_row,
         workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, False,
     )  # fmt: skip
@@ -291,9 +315,46 @@ def _products(x, w):
 
 
 @triton.jit
+def _scale_rows(x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step, offs_m, n_start, M):
+    """Where scales of a tile are, for the first GROUP of K: [BLOCK_M] of x and one of w."""
+    # Rows past the edge, whose results are not stored, have the last row's.
+    return x_scale_ptr + tl.minimum(offs_m, M - 1) * x_scale_step, w_scale_ptr + n_start // GROUP * w_scale_step
+
+
+@triton.jit
+def _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k, K):
+    """Scales of a tile's products over the GROUP of K from k, or the last one there is: [BLOCK_M]."""
+    group = tl.minimum(k, K - 1) // GROUP
+    return tl.load(x_scales + group * x_scale_block) * tl.load(w_scales + group * w_scale_block)
+
+
+@triton.jit
+def _load_scales(x_scales, w_scales, x_scale_block, w_scale_block, k, K, BLOCK_K: tl.constexpr):
+    """``_load_scale`` of each GROUP in BLOCK_K from k: [BLOCK_M, groups]."""
+    groups = tl.minimum(tl.arange(0, BLOCK_K // GROUP) + k // GROUP, (K - 1) // GROUP)
+    x_scale = tl.load(x_scales[:, None] + groups[None, :] * x_scale_block)
+    return x_scale * tl.load(w_scales + groups * w_scale_block)[None, :]
+
+
+@triton.jit
+def _scaled_products(x, w, scales):
+    """``_products``, each PART of K added up and multiplied by its scale: [BLOCK_M, BLOCK_N, BLOCK_K // PART].
+
+    scales [BLOCK_M, groups]. A thread that loads PART elements at once has a single multiplication for them.
+    """
+    products = _products(x, w)
+    ROWS: tl.constexpr = products.shape[0]
+    COLUMNS: tl.constexpr = products.shape[1]
+    GROUPS: tl.constexpr = products.shape[2] // GROUP
+    PARTS: tl.constexpr = GROUP // PART
+    sums = tl.sum(tl.reshape(products, (ROWS, COLUMNS, GROUPS, PARTS, PART)), axis=4)
+    return tl.reshape(sums * scales[:, None, :, None], (ROWS, COLUMNS, GROUPS * PARTS))
+
+
+@triton.jit
 def stream_kernel(
     x_ptr, w_ptr, out_ptr, M, N, K, x_row, w_row, out_row,
-    up_ptr, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step,
+    up_ptr, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step, x_scale_block, w_scale_block,
     bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -321,13 +382,25 @@ def stream_kernel(
         gdc_wait()
     x_ptrs = x_ptr + offs_m.to(tl.int64)[:, None] * x_row + offs_k[None, :]
     x = tl.load(x_ptrs, mask=(offs_m < M)[:, None] & inside, other=0.0)
+    if x_scale_block is not None:
+        groups = tl.minimum(tl.arange(0, BLOCK_K // GROUP), (K - 1) // GROUP)
+        x_scales = x_scale_ptr + tl.minimum(offs_m, M - 1) * x_scale_step
+        x_scale = tl.load(x_scales[:, None] + groups[None, :] * x_scale_block)
+        w_scales = w_scale_ptr + groups * w_scale_block
+        w_scale = tl.load(w_scales + pid * BLOCK_N // GROUP * w_scale_step)
     for tile in range(pid, tl.cdiv(N, BLOCK_N), step):
         next_n = (tile + step) * BLOCK_N + tl.arange(0, BLOCK_N)
         w_ptrs = w_ptr + next_n.to(tl.int64)[:, None] * w_row + offs_k[None, :]
         if up_ptr is not None:
             up_ptrs = up_ptr + next_n.to(tl.int64)[:, None] * w_row + offs_k[None, :]
         w_next, up_next = _load_weights(w_ptrs, up_ptrs, (next_n < N)[:, None] & inside, up_ptr)
-        acc = tl.sum(_products(x, w), axis=2)
+        if x_scale_block is None:
+            acc = tl.sum(_products(x, w), axis=2)
+        else:
+            acc = tl.sum(_scaled_products(x, w, x_scale * w_scale[None, :]), axis=2)
+            # Of the next tile, as its weights; past the last one, those of the last again.
+            row = tl.minimum((tile + step) * BLOCK_N, N - 1) // GROUP
+            w_scale = tl.load(w_scales + row * w_scale_step)
         if up_ptr is None:
             up_acc = None
         else:
@@ -335,7 +408,8 @@ def stream_kernel(
             up = up_next
         offs_n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
         acc = _fuse(
-            acc.to(tl.float32), up_acc, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step,
+            acc.to(tl.float32), up_acc,
+            x_scale_ptr, w_scale_ptr if w_scale_block is None else None, x_scale_step, w_scale_step,
             bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, offs_m, offs_n, M, N, False,
         )  # fmt: skip
         _store(out_ptr, out_row, acc, offs_m, offs_n, M, N, False)
@@ -345,7 +419,7 @@ def stream_kernel(
 @triton.jit
 def tiled_kernel(
     x_ptr, w_ptr, out_ptr, workspace_ptr, counter_ptr, M, N, K, x_row, w_row, out_row,
-    x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step, bias_ptr, has_bias,
+    x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step, x_scale_block, w_scale_block, bias_ptr, has_bias,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
     SWAP_AB: tl.constexpr, EVEN_K: tl.constexpr, W_KN: tl.constexpr, PDL: tl.constexpr,
     PREFETCH_K: tl.constexpr, MAX_IMPRECISE: tl.constexpr,
@@ -372,23 +446,38 @@ def tiled_kernel(
         w_ptrs = w_ptr + tl.minimum(offs_n, N - 1).to(tl.int64)[:, None] * w_row + (k_start + offs_k)[None, :]
         w_step = BLOCK_K
     acc = _zeros(w_ptr, BLOCK_M, BLOCK_N, SWAP_AB)
+    scale = None
+    if x_scale_block is not None:
+        x_scales, w_scales = _scale_rows(
+            x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step, offs_m, tile_n * BLOCK_N, M
+        )  # fmt: skip
     if PDL == 2:
         w = _load_w(w_ptrs, offs_n, N, k_start + offs_k, k_end, EVEN_K, W_KN)
         k_start += BLOCK_K
     _start(w_ptr, w_row, tile_n * BLOCK_N, k_start, k_end, N, BLOCK_N, PREFETCH_K, W_KN, PDL)
     if PDL == 2:
         x = _load_x(x_ptrs, k_start - BLOCK_K + offs_k, k_end, EVEN_K)
-        acc = _multiply(x, w, acc, SWAP_AB, MAX_IMPRECISE)
+        if x_scale_block is not None:
+            scale = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k_start - BLOCK_K, K)
+        acc = _multiply(x, w, acc, scale, SWAP_AB, MAX_IMPRECISE)
         x_ptrs += BLOCK_K
         w_ptrs += w_step
+    if x_scale_block is not None:
+        scale = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k_start, K)
     for k in range(k_start, k_end, BLOCK_K):
         x = _load_x(x_ptrs, k + offs_k, k_end, EVEN_K)
         w = _load_w(w_ptrs, offs_n, N, k + offs_k, k_end, EVEN_K, W_KN)
-        acc = _multiply(x, w, acc, SWAP_AB, MAX_IMPRECISE)
+        if x_scale_block is None:
+            acc = _multiply(x, w, acc, None, SWAP_AB, MAX_IMPRECISE)
+        else:
+            next_scale = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k + BLOCK_K, K)
+            acc = _multiply(x, w, acc, scale, SWAP_AB, MAX_IMPRECISE)
+            scale = next_scale
         x_ptrs += BLOCK_K
         w_ptrs += w_step
     _finish(
-        acc, None, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step, bias_ptr, None, None, has_bias, None, None,
+        acc, None, x_scale_ptr, w_scale_ptr if w_scale_block is None else None, x_scale_step, w_scale_step,
+        bias_ptr, None, None, has_bias, None, None,
         out_ptr, out_row, workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, SWAP_AB,
     )  # fmt: skip
 
@@ -425,9 +514,17 @@ def _zeros(w_ptr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SWAP_AB: tl.cons
 
 
 @triton.jit
-def _multiply(x, w, acc, SWAP_AB: tl.constexpr, MAX_IMPRECISE: tl.constexpr):
-    """acc + x @ w.T, or its transpose; x [BLOCK_M, BLOCK_K], w [BLOCK_N, BLOCK_K]."""
-    if SWAP_AB:
+def _multiply(x, w, acc, scale, SWAP_AB: tl.constexpr, MAX_IMPRECISE: tl.constexpr):
+    """acc + x @ w.T, or its transpose; x [BLOCK_M, BLOCK_K], w [BLOCK_N, BLOCK_K].
+
+    Where there is a scale [BLOCK_M], what is added is multiplied by it first.
+    """
+    if scale is not None:
+        if SWAP_AB:
+            acc += tl.dot(w, x.T, out_dtype=acc.dtype) * scale[None, :]
+        else:
+            acc += tl.dot(x, w.T, out_dtype=acc.dtype) * scale[:, None]
+    elif SWAP_AB:
         acc = tl.dot(w, x.T, acc, max_num_imprecise_acc=MAX_IMPRECISE, out_dtype=acc.dtype)
     else:
         acc = tl.dot(x, w.T, acc, max_num_imprecise_acc=MAX_IMPRECISE, out_dtype=acc.dtype)
@@ -437,7 +534,7 @@ def _multiply(x, w, acc, SWAP_AB: tl.constexpr, MAX_IMPRECISE: tl.constexpr):
 @triton.jit
 def tma_kernel(
     x_desc, w_desc, w_ptr, out_ptr, workspace_ptr, counter_ptr, M, N, K, w_row, out_row,
-    up_desc, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step,
+    up_desc, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step, x_scale_block, w_scale_block,
     bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT_K: tl.constexpr,
     SWAP_AB: tl.constexpr, W_KN: tl.constexpr, PDL: tl.constexpr, PREFETCH_K: tl.constexpr,
@@ -470,8 +567,17 @@ def tma_kernel(
         w = tl.load(w_ptrs, mask=(offs_n < N)[:, None] & (offs_k < k_end)[None, :], other=0.0)
         k_start += BLOCK_K
     _start(w_ptr, w_row, tile_n * BLOCK_N, k_start, k_end, N, BLOCK_N, PREFETCH_K, W_KN, PDL)
+    scale = None
+    if x_scale_block is not None:
+        x_scales, w_scales = _scale_rows(
+            x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step, offs_m, tile_n * BLOCK_N, M
+        )  # fmt: skip
     if PDL == 2:
-        acc = _multiply(x_desc.load([tile_m * BLOCK_M, k_start - BLOCK_K]), w, acc, SWAP_AB, MAX_IMPRECISE)
+        if x_scale_block is not None:
+            scale = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k_start - BLOCK_K, K)
+        acc = _multiply(x_desc.load([tile_m * BLOCK_M, k_start - BLOCK_K]), w, acc, scale, SWAP_AB, MAX_IMPRECISE)
+    if x_scale_block is not None:
+        scale = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k_start, K)
     # A split ends on a block, except the last one, which K ends: the descriptor reads zeros past it.
     for k in range(k_start, k_end, BLOCK_K):
         x = x_desc.load([tile_m * BLOCK_M, k])
@@ -479,11 +585,17 @@ def tma_kernel(
             w = w_desc.load([k, tile_n * BLOCK_N]).T
         else:
             w = w_desc.load([tile_n * BLOCK_N, k])
-        acc = _multiply(x, w, acc, SWAP_AB, MAX_IMPRECISE)
+        if x_scale_block is None:
+            acc = _multiply(x, w, acc, None, SWAP_AB, MAX_IMPRECISE)
+        else:
+            # A step ahead: it is there before the products are.
+            next_scale = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k + BLOCK_K, K)
+            acc = _multiply(x, w, acc, scale, SWAP_AB, MAX_IMPRECISE)
+            scale = next_scale
         if up_desc is not None:
-            up_acc = _multiply(x, up_desc.load([tile_n * BLOCK_N, k]), up_acc, SWAP_AB, MAX_IMPRECISE)
+            up_acc = _multiply(x, up_desc.load([tile_n * BLOCK_N, k]), up_acc, None, SWAP_AB, MAX_IMPRECISE)
     _finish(
-        acc, up_acc, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step,
+        acc, up_acc, x_scale_ptr, w_scale_ptr if w_scale_block is None else None, x_scale_step, w_scale_step,
         bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, out_ptr, out_row,
         workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N, SPLIT_K, SWAP_AB,
     )  # fmt: skip
@@ -492,7 +604,7 @@ def tma_kernel(
 @triton.jit
 def persistent_kernel(
     x_desc, w_desc, w_ptr, out_ptr, M, N, K, w_row, out_row,
-    x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step, bias_ptr, has_bias,
+    x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step, x_scale_block, w_scale_block, bias_ptr, has_bias,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP_M: tl.constexpr,
     W_KN: tl.constexpr, PDL: tl.constexpr, MAX_IMPRECISE: tl.constexpr,
 ):  # fmt: skip
@@ -508,6 +620,11 @@ def persistent_kernel(
         tile_m = group * GROUP_M + tile % (GROUP_M * tiles_n) % group_rows
         tile_n = tile % (GROUP_M * tiles_n) // group_rows
         acc = _zeros(w_ptr, BLOCK_M, BLOCK_N, False)
+        if x_scale_block is not None:
+            x_scales, w_scales = _scale_rows(
+                x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step,
+                tile_m * BLOCK_M + tl.arange(0, BLOCK_M), tile_n * BLOCK_N, M,
+            )  # fmt: skip
         for k in range(0, tl.cdiv(K, BLOCK_K)):
             x = x_desc.load([tile_m * BLOCK_M, k * BLOCK_K])
             if W_KN:
@@ -515,11 +632,16 @@ def persistent_kernel(
                 acc = tl.dot(x, w, acc, max_num_imprecise_acc=MAX_IMPRECISE, out_dtype=acc.dtype)
             else:
                 w = w_desc.load([tile_n * BLOCK_N, k * BLOCK_K])
-                acc = tl.dot(x, w.T, acc, max_num_imprecise_acc=MAX_IMPRECISE, out_dtype=acc.dtype)
+                if x_scale_block is None:
+                    acc = tl.dot(x, w.T, acc, max_num_imprecise_acc=MAX_IMPRECISE, out_dtype=acc.dtype)
+                else:
+                    scale = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k * BLOCK_K, K)
+                    acc = _multiply(x, w, acc, scale, False, None)
         offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
         offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
         acc = _fuse(
-            acc.to(tl.float32), None, x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step,
+            acc.to(tl.float32), None,
+            x_scale_ptr, w_scale_ptr if w_scale_block is None else None, x_scale_step, w_scale_step,
             bias_ptr, None, None, has_bias, None, None, offs_m, offs_n, M, N, False,
         )  # fmt: skip
         _store(out_ptr, out_row, acc, offs_m, offs_n, M, N, False)

@@ -18,7 +18,11 @@ from aks.ops.gemm.routines import Scratch, bind_routine
 from aks.ops.gemm.spec import GemmConfig, GemmProblem
 from aks.ops.variants import Variants, annotated_source
 
-SCALE_ARGUMENTS = ("x_scale_ptr", "w_scale_ptr", "x_scale_step", "w_scale_step", "MAX_IMPRECISE")
+BLOCK_ARGUMENTS = ("x_scale_block", "w_scale_block")
+"""Arguments of the kernels that scales of blocks alone have."""
+SCALE_ARGUMENTS = (
+    "x_scale_ptr", "w_scale_ptr", "x_scale_step", "w_scale_step", *BLOCK_ARGUMENTS, "MAX_IMPRECISE",
+)  # fmt: skip
 """Arguments of the kernels that ops of 8-bit types alone have."""
 _ABSENT = (
     "up_ptr", "up_desc", "bias_ptr", "residual_ptr", "residual_row", "has_bias", "has_residual", "activation",

@@ -46,7 +46,7 @@ class Call(NamedTuple):
 def call_of(x: Tensor, operands: Operands, out: Tensor, static_weights: bool) -> Call | None:
     """The call that tensors pose, as ``aks.ops.scaled.call.pose`` says; None if these kernels do not take them."""
     posed = pose(x, operands, out, torch.int8)
-    if posed is None or not posed.by_row:
+    if posed is None or posed.scaling != "row":
         return None
     return Call(*posed[:3], 0, static_weights, *posed.addresses)
 

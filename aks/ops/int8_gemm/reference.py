@@ -28,7 +28,7 @@ def make_inputs(
     InvalidProblemError
         If ``copies`` is less than 1.
     """
-    return scaled.make_scaled(problem, torch.int8, 32.0, copies=copies, device=device, seed=seed, by_row=True)
+    return scaled.make_scaled(problem, torch.int8, 32.0, copies=copies, device=device, seed=seed, scaling="row")
 
 
 def vendor(problem: Int8GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Callable[[], object]:

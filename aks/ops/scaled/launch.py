@@ -12,10 +12,10 @@ from triton.compiler import ASTSource
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from aks.core.device import DeviceSpec
-from aks.ops.gemm.launch import KERNELS, constants_for, source_for
+from aks.ops.gemm.launch import BLOCK_ARGUMENTS, KERNELS, constants_for, source_for
 from aks.ops.gemm.routines import Scratch
 from aks.ops.launch_spec import LaunchSpec
-from aks.ops.scaled.call import Operands
+from aks.ops.scaled.call import Operands, scale_strides, scaling_of
 from aks.ops.scaled.spec import ScaledConfig
 from aks.ops.variants import Variants
 
@@ -37,12 +37,13 @@ class Variant:
     even_k: bool
     rows: int
     accurate: bool
+    block_scaled: bool
 
 
 def make_variant(dtype: str, config: ScaledConfig, values: Sequence[int]) -> Variant:
     """The variant of ``config`` with these values of ``LaunchSpec.variant``."""
-    vector_bytes, wide_rows, even_k, rows, accurate = values
-    return Variant(config, dtype, vector_bytes or (16 if wide_rows else 1), bool(even_k), rows, bool(accurate))
+    vector_bytes, wide_rows, even_k, rows, *modes = values
+    return Variant(config, dtype, vector_bytes or (16 if wide_rows else 1), bool(even_k), rows, *map(bool, modes))
 
 
 def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
@@ -58,7 +59,7 @@ def _constants(variant: Variant) -> dict[str, Any]:
         rows=variant.rows,
         even_k=variant.even_k,
         element_bytes=1,
-        absent=_ABSENT,
+        absent=_ABSENT if variant.block_scaled else (*_ABSENT, *BLOCK_ARGUMENTS),
         MAX_IMPRECISE=min(_ACCURATE, config.block_k) if variant.accurate else None,
     )
 
@@ -79,6 +80,8 @@ def _argument_type(name: str, variant: Variant) -> str:
         case "counter_ptr":
             return "*i32"
         case "x_row" | "w_row" | "out_row":
+            return "i64"
+        case "x_scale_step" | "w_scale_step" | "x_scale_block" | "w_scale_block" if variant.block_scaled:
             return "i64"
         case _:
             return "i32"
@@ -125,15 +128,18 @@ def bind(
         return lambda stream: call()
     variant = variants.variant_of(config, problem)
     kernel, constants = KERNELS[config.kind], _constants(variant)
-    step = int(w.w_scale.numel() > 1 or w.x_scale.numel() > 1)
+    scaling = scaling_of(problem.m, problem.n, problem.k, w.x_scale, w.w_scale)
+    x_scale_step, x_scale_block, w_scale_step, w_scale_block = scale_strides(scaling, w.x_scale, w.w_scale)
     known = {
         "x_ptr": x,
         "w_ptr": w.w,
         "out_ptr": out,
         "x_scale_ptr": w.x_scale,
         "w_scale_ptr": w.w_scale,
-        "x_scale_step": step,
-        "w_scale_step": step,
+        "x_scale_step": x_scale_step,
+        "w_scale_step": w_scale_step,
+        "x_scale_block": x_scale_block,
+        "w_scale_block": w_scale_block,
         "bias_ptr": out if w.bias is None else w.bias,  # one that there is none of is not read
         "has_bias": int(w.bias is not None),
         "workspace_ptr": scratch.workspace,

@@ -9,16 +9,18 @@ _VECTOR = "gcd(alignment, 2 * n, k)"
 _TILES = "(ceil_div(m, max(1, block_m, (block_m == 0) * m)) * ceil_div(n, max(1, block_n)))"
 _POINTERS = ("x_ptr", "w_ptr", "x_scale_ptr", "w_scale_ptr", "bias_ptr", "out_ptr")
 _ROWS = ("x_row", "w_row", "out_row")
+_SCALES = ("x_scale_step", "x_scale_block", "w_scale_step", "w_scale_block")
+"""Strides of scales: from a row's to the next, from a block of K to the next (``aks.ops.scaled.call``)."""
 
 
-def make_launch_spec(scale_step: str = "1", accurate: str = "False") -> LaunchSpec:
+def make_launch_spec(accurate: str = "False", block_scaled: str = "False", scalings: bool = False) -> LaunchSpec:
     """The ``LaunchSpec`` of an op.
 
-    scale_step and accurate are over the problem: from one scale to the next, and whether every 128 of K are added to
-    a float32.
+    accurate and block_scaled are over the problem: whether every 128 of K are added to a float32, and whether scales
+    are of blocks. scalings: whether scales are of more than rows, so that a call has their strides.
     """
     return LaunchSpec(
-        operands=(*_POINTERS, *_ROWS),
+        operands=(*_POINTERS, *_ROWS, *(_SCALES if scalings else ())),
         derived={"alignment": "gcd(16, x_ptr, w_ptr, out_ptr, x_row, w_row, 2 * out_row)"},
         has_kernel="kind > TORCH",
         variant=(
@@ -33,7 +35,8 @@ def make_launch_spec(scale_step: str = "1", accurate: str = "False") -> LaunchSp
             ),
             Part("rows", "(block_m == 0) * next_pow2(m)", (0, 1, 2, 4)),
             # Matrix-vector kernels add up in float32 anyway.
-            Part("accurate", f"kind > STREAM and ({accurate})", (0, 1) if accurate != "False" else (0,)),
+            Part("accurate", f"kind > STREAM and ({accurate})", _truths(accurate)),
+            Part("block_scaled", block_scaled, _truths(block_scaled)),
         ),
         programs=(
             f"max((ctas_per_sm == 0) * {_TILES} * max(1, split_k),"
@@ -42,8 +45,7 @@ def make_launch_spec(scale_step: str = "1", accurate: str = "False") -> LaunchSp
         arguments={
             **{name: name for name in (*_POINTERS, *_ROWS, "workspace_ptr", "counter_ptr")},
             **{name: name.lower() for name in ("M", "N", "K")},
-            "x_scale_step": scale_step,
-            "w_scale_step": scale_step,
+            **{name: name if scalings else str(int(name.endswith("step"))) for name in _SCALES},
             "has_bias": "bias_ptr != 0",
             "x_desc": Matrix("x_ptr", "m", "k", "x_row"),
             "w_desc": Matrix("w_ptr", "n", "k", "w_row"),
@@ -51,3 +53,8 @@ def make_launch_spec(scale_step: str = "1", accurate: str = "False") -> LaunchSp
         scratch=(Buffer("workspace_ptr", SPLIT_WORKSPACE_BYTES), Buffer("counter_ptr", 4 * SPLIT_COUNTERS)),
         needs_scratch="split_k > 1",
     )
+
+
+def _truths(formula: str) -> tuple[int, ...]:
+    """What a condition may be."""
+    return (0,) if formula == "False" else (0, 1)

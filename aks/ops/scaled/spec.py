@@ -1,7 +1,7 @@
 """Configs, rules and features of products of 8-bit matrices with scales. Standard library and core only.
 
 ``y = (x * x_scale) @ (w * w_scale).T + bias``: x [M, K], w [N, K] of a byte an element, scales float32, y [M, N] and
-the bias [N] bf16. Products are added in int32 or float32, then scaled.
+the bias [N] bf16. Products are added in int32 or float32, then scaled: all of K, or a block of it at a time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from aks.ops.gemm.spec import KNOBS, LAUNCH_RULES, PRODUCTS_RULE, SHAPE_RULES, s
 from aks.ops.op import Op
 from aks.ops.tiles import Tiling, analytic_ns, tile_features, tile_wave_features
 
+BLOCK = 128
+"""Elements along K, and of w along N, that have one scale where scales are of blocks."""
 KINDS = ("torch", "gemv", "stream", "tiled", "tma", "persistent")
 
 
@@ -65,17 +67,31 @@ _UPRIGHT = (
     (128, 128, 128, 4, 8, (1, 2, 4)), (128, 128, 128, 3, 8, (1,)), (128, 128, 256, 2, 8, (1,)),
     (64, 256, 128, 4, 8, (1,)), (128, 256, 128, 3, 8, (1,)),
 )  # fmt: skip
+# (block_m, block_n, block_k, num_stages, num_warps) of those that are started early, too.
+_UPRIGHT_EARLY = ((64, 128, 128, 5, 4), (64, 64, 256, 4, 4), (128, 128, 128, 4, 8), (64, 256, 128, 4, 8))
 # Loads through pointers: for what descriptors cannot take, and for GPUs without them.
 _TILED_SWAPPED = ((16, 64, 256, 4, (1, 4)), (32, 64, 256, 4, (1, 4)))
 _TILED = ((64, 64, 128, 4, 4, (1, 2)), (128, 128, 64, 4, 8, (1, 2)), (128, 128, 128, 3, 8, (1,)))
 _PERSISTENT = (
     (64, 128, 128, 4, 4), (128, 128, 128, 4, 8), (128, 256, 128, 3, 8), (128, 256, 128, 4, 8), (256, 128, 128, 4, 8),
 )  # fmt: skip
+_PERSISTENT_EARLY = ((128, 128, 128, 4, 8), (128, 256, 128, 3, 8))
+
+Swapped = tuple[int, int, int, int, tuple[int, ...]]
+"""block_m, block_n, block_k, num_stages and split_ks of y.T = w @ x.T."""
 
 
-def make_configs(config_type: type[ScaledConfig]) -> tuple[ScaledConfig, ...]:
-    """The vendor's call first, then all kernels."""
-    return tuple(config_type(*knobs) for knobs in _knobs())
+def make_configs(config_type: type[ScaledConfig], more: Sequence[tuple[Any, ...]] = ()) -> tuple[ScaledConfig, ...]:
+    """The vendor's call first, then all kernels: those of both ops, and these knobs."""
+    return tuple(config_type(*knobs) for knobs in (*_knobs(), *more))
+
+
+def swapped_knobs(kind: str, shapes: Sequence[Swapped]) -> Iterator[tuple[Any, ...]]:
+    """Knobs of tiles of y.T = w @ x.T, each started late and early, and the smallest with weights in registers too."""
+    for block_m, block_n, block_k, num_stages, splits in shapes:
+        for split_k in splits:
+            for pdl, prefetch_kib in _STARTS if block_m <= 16 and kind == "tma" else _STARTS[:2]:
+                yield kind, block_m, block_n, block_k, split_k, 4, num_stages, 1, pdl, prefetch_kib
 
 
 def _knobs() -> Iterator[tuple[Any, ...]]:
@@ -85,17 +101,17 @@ def _knobs() -> Iterator[tuple[Any, ...]]:
             yield "gemv", 0, block_n, block_k, 1, num_warps, num_stages, 0, pdl
     for block_n, block_k, num_warps, pdl, ctas_per_sm in stream_shapes(_STREAM):
         yield "stream", 0, block_n, 2 * block_k, 1, num_warps, 1, 0, pdl, 0, ctas_per_sm
-    for kind, shapes in (("tma", _SWAPPED), ("tiled", _TILED_SWAPPED)):
-        for block_m, block_n, block_k, num_stages, splits in shapes:
-            for split_k in splits:
-                for pdl, prefetch_kib in _STARTS if block_m <= 16 and kind == "tma" else _STARTS[:2]:
-                    yield kind, block_m, block_n, block_k, split_k, 4, num_stages, 1, pdl, prefetch_kib
+    yield from swapped_knobs("tma", _SWAPPED)
+    yield from swapped_knobs("tiled", _TILED_SWAPPED)
     for kind, shapes in (("tma", _UPRIGHT), ("tiled", _TILED)):
         for block_m, block_n, block_k, num_stages, num_warps, splits in shapes:
             for split_k in splits:
                 yield kind, block_m, block_n, block_k, split_k, num_warps, num_stages
-    for block_m, block_n, block_k, num_stages, num_warps in _PERSISTENT:
-        yield "persistent", block_m, block_n, block_k, 1, num_warps, num_stages, 0, 0, 0, 1
+    for block_m, block_n, block_k, num_stages, num_warps in _UPRIGHT_EARLY:
+        yield "tma", block_m, block_n, block_k, 1, num_warps, num_stages, 0, *_STARTS[1]
+    for pdl, shapes in enumerate((_PERSISTENT, _PERSISTENT_EARLY)):
+        for block_m, block_n, block_k, num_stages, num_warps in shapes:
+            yield "persistent", block_m, block_n, block_k, 1, num_warps, num_stages, 0, pdl, 0, 1
 
 
 RULES = (
@@ -147,11 +163,12 @@ def make_op(
     config_type: type[ScaledConfig],
     *,
     rules: Sequence[Rule],
+    more_configs: Sequence[tuple[Any, ...]] = (),
     features: Sequence[Feature] = (),
     spread: Sequence[Mapping[str, Any]] = ({},),
 ) -> Op:
-    """The op of these types, whose rules and features are added to the common ones."""
-    configs = make_configs(config_type)
+    """The op of these types, whose rules, configs (their knobs) and features are added to the common ones."""
+    configs = make_configs(config_type, more_configs)
     return Op(
         name=problem_type.OP,
         problem_type=problem_type,
