@@ -17,7 +17,7 @@ from aks.runtime.dispatcher import preparing
 
 @torch.inference_mode()
 def prepare(model: nn.Module, sizes: Iterable[int]) -> int:
-    """Run each kind of a patched or quantised model's layers once for each number of rows that it will serve, and then every layer.
+    """Run each kind of a patched or quantised model's layers once for each number of rows to serve, then every layer.
 
     Kernels of a bundle need none of this. But the vendor's libraries choose an algorithm at the first sight of a shape
     and load its code at the first launch: 0.2 to 15 ms, on the serving path if this is not called. Without a bundle it

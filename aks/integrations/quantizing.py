@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -143,9 +143,9 @@ def exchange(model: nn.Module, others: Mapping[nn.Module, nn.Module]) -> None:
                 module._modules[name] = others[child]
 
 
-def settle(layers: Collection[QuantizedLinear]) -> None:
-    """Take the layers' weights for static from here on: wait until what wrote them has ended."""
-    watched = [layer for layer in layers if layer.static_weights is None]
+def settle(layers: Iterable[nn.Module]) -> None:
+    """Take the weights of quantised layers for static from here on: wait until what wrote them has ended."""
+    watched = [layer for layer in layers if isinstance(layer, QuantizedLinear) and layer.static_weights is None]
     for device in {layer.weight.device for layer in watched}:
         if device.type == "cuda":
             torch.cuda.synchronize(device)

@@ -54,10 +54,12 @@ def quantize(x: Tensor, dtype: torch.dtype, by_row: bool = True) -> tuple[Tensor
     """
     top = TOPS[dtype]
     absmax = (x.abs().amax(-1, keepdim=True) if by_row else x.abs().amax().view(1)).float().clamp_(min=FLOOR)
-    values = (x.float() * (top / absmax)).clamp_(-top, top)
+    tops = torch.full_like(absmax, top)  # with a number PyTorch multiplies by a reciprocal, which rounds twice
+    values = (x.float() * (tops / absmax)).clamp_(-top, top)
     if dtype == torch.int8:
         values = values.round_().nan_to_num_(0.0)
-    return values.to(dtype), (absmax.squeeze(-1) if by_row else absmax) / top
+    scale = absmax / tops
+    return values.to(dtype), scale.squeeze(-1) if by_row else scale
 
 
 def make_inputs(
