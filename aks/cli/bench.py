@@ -63,7 +63,7 @@ def decode(
     kernels: Annotated[
         str,
         typer.Option(
-            help="torch (as it is), aks (patched), fp8, int8 (quantised and patched), fp8-vendor, int8-vendor (with the "
+            help="torch (as it is), aks (patched), fp8, int8 (quantised and patched), fp8-vendor, int8-vendor (of the "
             "same weights, by torch._scaled_mm and torch._int_mm); comma-separated."
         ),
     ] = "torch,aks",

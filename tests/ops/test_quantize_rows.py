@@ -88,7 +88,7 @@ def test_values_times_scales_are_near(dtype: torch.dtype, by_row: bool) -> None:
     # Half a step: of int8 half a scale; of e4m3 2^-4 of a value, or half of the least step, 2^-9 scales.
     half = 0.5 if dtype == INT8 else 2.0**-10
     allowed = half * scale.double()[:, None] + (0 if dtype == INT8 else 2.0**-4) * exact.abs()
-    assert (error <= allowed * (1 + 1e-6)).all()
+    assert (error <= allowed * (1 + 1e-4)).all()
     assert values.float().abs().amax() == TOPS[dtype]
 
 
