@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from aks.integrations.fused_ops import add_rms_norm, fused_linear, rms_norm
     from aks.integrations.patching import patch, unpatch
     from aks.integrations.preparing import prepare
+    from aks.integrations.quantized_ops import fp8_linear, int8_linear, quantize_rows
+    from aks.integrations.quantizing import quantize
     from aks.integrations.torch_ops import linear, matmul
     from aks.ops import OPS, find_op
     from aks.runtime.predictor import Predictor
@@ -31,13 +33,17 @@ __all__ = [
     "current_device",
     "find_device",
     "find_op",
+    "fp8_linear",
     "fused_linear",
     "graphs",
+    "int8_linear",
     "linear",
     "matmul",
     "nn",
     "patch",
     "prepare",
+    "quantize",
+    "quantize_rows",
     "reload",
     "rms_norm",
     "unpatch",
@@ -54,11 +60,15 @@ _HOMES = {
     "current_device": "aks.core.device",
     "find_device": "aks.core.device",
     "find_op": "aks.ops",
+    "fp8_linear": "aks.integrations.quantized_ops",
     "fused_linear": "aks.integrations.fused_ops",
+    "int8_linear": "aks.integrations.quantized_ops",
     "linear": "aks.integrations.torch_ops",
     "matmul": "aks.integrations.torch_ops",
     "patch": "aks.integrations.patching",
     "prepare": "aks.integrations.preparing",
+    "quantize": "aks.integrations.quantizing",
+    "quantize_rows": "aks.integrations.quantized_ops",
     "reload": "aks.runtime.served",
     "rms_norm": "aks.integrations.fused_ops",
     "unpatch": "aks.integrations.patching",

@@ -60,6 +60,13 @@ def decode(
     ways: Annotated[
         str, typer.Option(help="eager, graph (a CUDA graph of a step), compiled (max-autotune); comma-separated.")
     ] = "eager,graph,compiled",
+    kernels: Annotated[
+        str,
+        typer.Option(
+            help="torch (as it is), aks (patched), fp8, int8 (quantised and patched), fp8-vendor, int8-vendor (of the "
+            "same weights, by torch._scaled_mm and torch._int_mm); comma-separated."
+        ),
+    ] = "torch,aks",
     context: Annotated[int, typer.Option(min=1, help="Tokens before the first step.")] = 128,
     steps: Annotated[int, typer.Option(min=1, help="Tokens of a round.")] = 64,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each way, in turns; the median counts.")] = 5,
@@ -71,10 +78,10 @@ def decode(
     seed: Seed = 0,
     json_out: Annotated[Path | None, typer.Option("--json", help="Also write all figures there.")] = None,
 ) -> None:
-    """Time decode steps of a Hugging Face model, with PyTorch's kernels and patched (aks.patch).
+    """Time decode steps of a Hugging Face model: with PyTorch's kernels, patched (aks.patch), quantised (aks.quantize).
 
     Weights are random, sequences have the same length, the cache is static, the next token is the likeliest. Of
-    each way both kinds of kernels take turns. Needs the 'transformers' extra. Compiling an 8B model takes minutes:
+    each way the kinds of kernels take turns. Needs the 'transformers' extra. Compiling an 8B model takes minutes:
     for a quick trial take fewer layers.
 
     \b
@@ -83,6 +90,7 @@ def decode(
       aks bench decode --model llama-1b --layers 4 --ways eager,graph
       aks bench decode --model gpt-oss-20b --context 32 --steps 32
       aks bench decode --ways graph --each-fusion
+      aks bench decode --ways graph --kernels torch,aks,fp8,fp8-vendor,int8,int8-vendor
     """
     from importlib.metadata import version
 
@@ -91,12 +99,13 @@ def decode(
     from aks.integrations.patching import patch, unpatch
 
     sizes, words = split_integers(batches, "batches"), split_words(ways, "ways")
+    kinds = split_words(kernels, "kernels", KERNELS)
+    chosen = EACH_FUSION if each_fusion else {kind: KERNELS[kind] for kind in kinds}
     made = make_model(model, device=_available(device), layers=layers, seed=seed)
     summary = patch(made)
     unpatch(made, verbose=False)
     length = Length(context, steps, rounds)
-    kernels = EACH_FUSION if each_fusion else KERNELS
-    rates = bench_decode(made, sizes, words, length, kernels=kernels, say=lambda line: print(line, file=sys.stderr))
+    rates = bench_decode(made, sizes, words, length, kernels=chosen, say=lambda line: print(line, file=sys.stderr))
     about = {"command": command_line(), "device": _device_name(made), **asdict(current_environment())}
     about["transformers"] = version("transformers")
     _print_rates(about, rates)
@@ -199,7 +208,7 @@ def _device_name(model: Any) -> str:
 
 def _print_rates(about: dict[str, str], rates: Sequence[DecodeRate]) -> None:
     print(", ".join(f"{name} {value}" for name, value in about.items() if name != "command"))
-    print(f"{'batch':>5} {'way':<9} {'kernels':<8} {'tokens/s':>10} {'slowest':>10} {'fastest':>10}", end="")
+    print(f"{'batch':>5} {'way':<9} {'kernels':<11} {'tokens/s':>10} {'slowest':>10} {'fastest':>10}", end="")
     print(f" {'over torch':>11} {'over compiled':>14} {'logits differ':>14}")
     known = {(rate.batch, rate.way, rate.kernels): rate.tokens_per_s for rate in rates}
     for rate in rates:
@@ -208,6 +217,6 @@ def _print_rates(about: dict[str, str], rates: Sequence[DecodeRate]) -> None:
             for key in ((rate.batch, rate.way, "torch"), (rate.batch, "compiled", "torch"))
         ]
         print(
-            f"{rate.batch:>5} {rate.way:<9} {rate.kernels:<8} {rate.tokens_per_s:>10.1f} {rate.slowest:>10.1f} "
+            f"{rate.batch:>5} {rate.way:<9} {rate.kernels:<11} {rate.tokens_per_s:>10.1f} {rate.slowest:>10.1f} "
             f"{rate.fastest:>10.1f} {ratios[0]:>11} {ratios[1]:>14} {rate.logits_error:>14.2g}"
         )

@@ -1,10 +1,10 @@
-"""Decode steps of Hugging Face models with random weights, timed: what patching is worth in a whole model."""
+"""Decode steps of Hugging Face models with random weights, timed: what patching and quantising are worth there."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -24,14 +24,39 @@ from transformers import (  # pyright: ignore[reportMissingImports]  # the extra
 from aks.core.errors import BenchError
 from aks.integrations.fusing import FUSIONS
 from aks.integrations.patching import patch, unpatch
+from aks.integrations.quantized import PRECISIONS
+from aks.integrations.quantized_ops import vendor_only
+from aks.integrations.quantizing import SKIPPED, exchange, kind_of, reason_to_skip, settle
+from aks.integrations.summary import linear_layers
 
 WAYS = ("eager", "graph", "compiled")
 """How a step runs: op by op; replayed from a CUDA graph; by ``torch.compile(mode="max-autotune")``."""
-KERNELS: dict[str, Collection[str] | None] = {"torch": None, "aks": FUSIONS}
-"""What runs a model: PyTorch's kernels (None), or a patched model's with these fusions."""
-EACH_FUSION: dict[str, Collection[str] | None] = {
-    "torch": None,
-    **{"+".join(("linear", *FUSIONS[:count])): FUSIONS[:count] for count in range(len(FUSIONS) + 1)},
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """What runs a model.
+
+    fusions: of ``aks.patch``; None: it is not patched. precision: what ``aks.quantize`` makes of it first; empty: it
+    stays as it is. vendor: quantised layers run by PyTorch's kernels (``torch._scaled_mm``, ``torch._int_mm``).
+    """
+
+    fusions: Collection[str] | None = None
+    precision: str = ""
+    vendor: bool = False
+
+
+KERNELS = {
+    "torch": Kernels(),
+    "aks": Kernels(FUSIONS),
+    **{precision: Kernels(FUSIONS, precision) for precision in PRECISIONS},
+    **{f"{precision}-vendor": Kernels(None, precision, vendor=True) for precision in PRECISIONS},
+}
+"""By name: PyTorch's kernels; a patched model; quantised and patched; quantised, and run by PyTorch's kernels."""
+BF16_KERNELS = {name: KERNELS[name] for name in ("torch", "aks")}
+EACH_FUSION = {
+    "torch": Kernels(),
+    **{"+".join(("linear", *FUSIONS[:count])): Kernels(FUSIONS[:count]) for count in range(len(FUSIONS) + 1)},
 }
 """The same with one fusion more each."""
 _WARM_STEPS = 3
@@ -173,16 +198,16 @@ def bench_decode(
     ways: Sequence[str] = WAYS,
     length: Length | None = None,
     *,
-    kernels: Mapping[str, Collection[str] | None] = KERNELS,
+    kernels: Mapping[str, Kernels] = BF16_KERNELS,
     static_weights: bool | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[DecodeRate]:
-    """Decode rates of a model (``make_model``) with PyTorch's kernels and with aks', of each batch and way.
+    """Decode rates of a model (``make_model``) with each kind of kernels, of each batch and way.
 
     Of each way the kinds of kernels take turns, round by round; the ways come one after the other:
     with PyTorch 2.11's own kernels too, a graph that was captured by hand and one of
     ``torch.compile(mode="max-autotune")`` in turns ended in illegal memory accesses. static_weights is
-    for ``aks.patch``. The model is left as it came.
+    for ``aks.patch``. The model is left as it came; quantised layers take memory beside it.
 
     Raises
     ------
@@ -192,16 +217,21 @@ def bench_decode(
     length = length or Length()
     _check(model, batches, ways, length)
 
+    quantized = {kind: _quantized(model, one.precision) for kind, one in kernels.items()}
+
     @contextmanager
     def patched(kind: str) -> Iterator[None]:
-        fusions = kernels[kind]
+        layers, fusions = quantized[kind], kernels[kind].fusions
+        exchange(model, layers)
         if fusions is not None:
             patch(model, static_weights=static_weights, fuse=fusions, verbose=False)
         try:
-            yield
+            with vendor_only() if kernels[kind].vendor else nullcontext():
+                yield
         finally:
             if fusions is not None:
                 unpatch(model, verbose=False)
+            exchange(model, {new: old for old, new in layers.items()})
 
     rates = []
     for batch in batches:
@@ -228,6 +258,20 @@ def bench_decode(
                 taken = [batch * length.steps / one for one in seconds[kind]]
                 rates.append(DecodeRate(batch, way, kind, median(taken), min(taken), max(taken), errors[kind]))
     return rates
+
+
+def _quantized(model: nn.Module, precision: str) -> dict[nn.Module, nn.Module]:
+    """Layers of a model, and what they are at that precision: those that ``aks.quantize`` replaces."""
+    if not precision:
+        return {}
+    kind = kind_of(precision)
+    made: dict[nn.Module, nn.Module] = {
+        layer: kind.from_linear(layer)
+        for name, layer in linear_layers(model)
+        if not reason_to_skip(name, layer, SKIPPED)
+    }
+    settle(made.values())
+    return made
 
 
 def _check(model: Any, batches: Sequence[int], ways: Sequence[str], length: Length) -> None:

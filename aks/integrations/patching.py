@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +13,7 @@ from torch.nn import Parameter
 from aks.integrations import fusing, torch_ops
 from aks.integrations.fusing import FUSIONS
 from aks.integrations.modules import Linear
+from aks.integrations.summary import describe, linear_layers, why_not_plain
 from aks.runtime import dispatcher
 
 _ADDED = ("patched", "static_weights", "_seen")
@@ -36,11 +35,9 @@ class PatchSummary:
 
     def __str__(self) -> str:
         total = len(self.replaced) + len(self.skipped)
-        lines = [f"aks.patch: {len(self.replaced)} of {total} linear layers replaced{self.note}"]
-        lines += [f"  replaced  {name}" for name in _grouped(dict.fromkeys(self.replaced, ""))]
-        lines += [f"  skipped   {name}" for name in _grouped(self.skipped)]
-        lines += [f"  fused     {name}" for name in _grouped(self.fused)]
-        return "\n".join(lines)
+        title = f"aks.patch: {len(self.replaced)} of {total} linear layers replaced{self.note}"
+        groups = {"replaced": dict.fromkeys(self.replaced, ""), "skipped": self.skipped, "fused": self.fused}
+        return describe(title, groups)
 
 
 def patch(
@@ -85,7 +82,7 @@ def patch(
     """
     replaced: dict[str, Any] = {}
     skipped: dict[str, str] = {}
-    for name, layer in _linear_layers(model):
+    for name, layer in linear_layers(model):
         reason = _reason_to_skip(layer)
         if reason:
             skipped[name] = reason
@@ -118,7 +115,7 @@ def unpatch(model: nn.Module, *, verbose: bool = True) -> int:
     TypeError
         If ``model`` is no module.
     """
-    layers: list[Any] = [layer for _, layer in _linear_layers(model) if type(layer) is Linear and layer.patched]
+    layers: list[Any] = [layer for _, layer in linear_layers(model) if type(layer) is Linear and layer.patched]
     fusing.unfuse(model)
     for layer in layers:
         layer.__class__ = nn.Linear
@@ -129,29 +126,11 @@ def unpatch(model: nn.Module, *, verbose: bool = True) -> int:
     return len(layers)
 
 
-def _linear_layers(model: nn.Module) -> list[tuple[str, nn.Linear]]:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{model!r} is a {type(model).__name__}; wanted a torch.nn.Module: pass the model itself")
-    # Of modules that are replaced while they are walked over, none is missed: the list comes first.
-    return [
-        (name or type(layer).__name__, layer) for name, layer in model.named_modules() if isinstance(layer, nn.Linear)
-    ]
-
-
 def _reason_to_skip(layer: nn.Linear) -> str:
     """Why a layer stays as it is; empty if nothing speaks against replacing it."""
-    kind = type(layer)
-    if kind is Linear:
+    if type(layer) is Linear:
         return "is an aks.nn.Linear already"
-    if kind is not nn.Linear:
-        return f"is a {kind.__module__}.{kind.__qualname__}, a subclass of torch.nn.Linear"
-    if "forward" in layer.__dict__:
-        return "its forward was replaced"
-    if layer.training:
-        return "in training mode: call eval() first"
-    if "weight" not in layer._parameters:
-        return "its weight is computed before each call (weight_norm, pruning)"
-    return _reason_by_weight(layer.weight) or _reason_by_bias(layer)
+    return why_not_plain(layer) or _reason_by_weight(layer.weight) or _reason_by_bias(layer)
 
 
 def _reason_by_weight(weight: Tensor) -> str:
@@ -172,12 +151,3 @@ def _reason_by_bias(layer: nn.Linear) -> str:
     if layer.bias is not None and layer.bias.dtype != layer.weight.dtype:
         return f"its bias is {layer.bias.dtype}, its weight {layer.weight.dtype}"
     return ""
-
-
-def _grouped(reasons: Mapping[str, str]) -> list[str]:
-    """A line for all names that differ in numbers alone and have the same reason."""
-    counts = Counter((re.sub(r"\b\d+\b", "*", name), reason) for name, reason in reasons.items())
-    return [
-        f"{name}{f' ({count})' if count > 1 else ''}{f': {reason}' if reason else ''}"
-        for (name, reason), count in counts.items()
-    ]

@@ -11,12 +11,13 @@ from torch import nn
 
 from aks.integrations.fusing import is_fused_layer
 from aks.integrations.modules import Linear
+from aks.integrations.quantized import QuantizedLinear
 from aks.runtime.dispatcher import preparing
 
 
 @torch.inference_mode()
 def prepare(model: nn.Module, sizes: Iterable[int]) -> int:
-    """Run each kind of a patched model's layers once for each number of rows that it will serve, and then every layer.
+    """Run each kind of a patched or quantised model's layers once for each number of rows to serve, then every layer.
 
     Kernels of a bundle need none of this. But the vendor's libraries choose an algorithm at the first sight of a shape
     and load its code at the first launch: 0.2 to 15 ms, on the serving path if this is not called. Without a bundle it
@@ -26,7 +27,8 @@ def prepare(model: nn.Module, sizes: Iterable[int]) -> int:
     Parameters
     ----------
     model : torch.nn.Module
-        Patched (``aks.patch``), in evaluation mode, where it will serve.
+        Patched or quantised (``aks.patch``, ``aks.quantize``), in evaluation mode, where it will serve. Inputs of
+        quantised layers are taken for bf16.
     sizes : iterable of int
         Rows of a step: sequences, times the tokens of each; ``range(1, 257)``, say.
 
@@ -67,9 +69,12 @@ def prepare(model: nn.Module, sizes: Iterable[int]) -> int:
 
 
 def _layers(model: nn.Module) -> Iterator[tuple[Any, Any, torch.Tensor]]:
-    """The patched layers, of what kind each is, and a weight whose rows are as long as those of its input."""
+    """The patched layers, of what kind each is, and a tensor whose rows are as long as those of its input."""
     for layer in model.modules():
-        if layer.training or not (isinstance(layer, Linear) or is_fused_layer(layer)):
+        if layer.training or not (isinstance(layer, Linear | QuantizedLinear) or is_fused_layer(layer)):
             continue
-        weights = list(layer.parameters())
-        yield layer, (type(layer), *((tuple(w.shape), w.stride(), w.dtype, w.device) for w in weights)), weights[0]
+        weights = [*layer.parameters(), *layer.buffers()]
+        like = weights[0]
+        if isinstance(layer, QuantizedLinear):
+            like = like.new_empty(0, layer.in_features, dtype=torch.bfloat16)
+        yield layer, (type(layer), *((tuple(w.shape), w.stride(), w.dtype, w.device) for w in weights)), like

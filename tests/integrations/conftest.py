@@ -15,8 +15,10 @@ import aks
 from aks.core.device import find_device
 from aks.core.problem import Problem
 from aks.integrations import torch_ops
+from aks.ops.fp8_gemm.spec import FP8_GEMM
 from aks.ops.fused_linear.spec import FUSED_LINEAR
 from aks.ops.gemm.spec import GEMM
+from aks.ops.int8_gemm.spec import INT8_GEMM
 from aks.ops.op import Op
 from aks.ops.rms_norm.spec import RMS_NORM
 from aks.runtime import dispatcher as dispatchers
@@ -34,7 +36,7 @@ class StandIn:
 
     def __init__(self) -> None:
         self.calls: list[tuple[tuple[int, ...], tuple[int, ...], bool]] = []
-        self.layers = {op.name: StandInLayers(op, self.calls) for op in (FUSED_LINEAR, RMS_NORM)}
+        self.layers = {op.name: StandInLayers(op, self.calls) for op in (FUSED_LINEAR, RMS_NORM, FP8_GEMM, INT8_GEMM)}
 
     def linear(self, x: Tensor, w: Tensor, *, out: Tensor | None = None, static_weights: bool = False) -> Tensor:
         wants_gradient = dispatchers._needs_grad(x, w)
@@ -54,7 +56,7 @@ class StandIn:
 
 
 class StandInLayers:
-    """The dispatcher of ``fused_linear`` or ``rms_norm`` for CPU tensors: it takes all that ``call_of`` takes.
+    """The dispatcher of an op with fused kernels or of 8 bits for CPU tensors: it takes all that ``call_of`` takes.
 
     calls has the problem of each launch (products are in the list of ``StandIn``, too); declines: the tree answers
     the vendor's way.
@@ -93,7 +95,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     monkeypatch.setattr(torch_ops, "DEVICE_TYPE", "cpu")
     monkeypatch.setattr(dispatchers, "linear", made.linear)
     monkeypatch.setattr(dispatchers, "dispatcher_of", lambda index: made)
-    monkeypatch.setattr(layers, "layer_dispatcher", lambda op, index: made.layers[op.name])
+    monkeypatch.setattr(layers, "layer_dispatcher", lambda op, index: made.layers.get(op.name))
     torch._dynamo.reset()
     return made
 

@@ -12,6 +12,7 @@ import torch
 import aks
 from aks.cli import main
 from aks.core.errors import BenchError
+from aks.integrations.quantized import PRECISIONS
 
 transformers: Any = pytest.importorskip("transformers")
 decoding: Any = pytest.importorskip("aks.integrations.decoding")
@@ -101,6 +102,50 @@ def test_a_patched_model_is_saved_as_it_was(stand_in, tmp_path) -> None:
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
+class FakeQuantized(torch.nn.Module):
+    """A linear layer whose weight and input are quantised and back, in plain PyTorch."""
+
+    def __init__(self, layer: torch.nn.Linear, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype, self.bias = dtype, layer.bias
+        self.weight = self.there_and_back(layer.weight)
+
+    def there_and_back(self, x: torch.Tensor) -> torch.Tensor:
+        top = 448.0 if self.dtype == torch.float8_e4m3fn else 127.0
+        absmax = x.float().abs().amax(-1, keepdim=True)
+        tops = torch.full_like(absmax, top)
+        quotients = (x.float() * (tops / absmax)).clamp(-top, top)  # rounded as documented: many are half way
+        return (quotients if top == 448.0 else quotients.round()).to(self.dtype).double() * (absmax / tops)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.double()
+        return torch.nn.functional.linear(self.there_and_back(x), self.weight, bias).to(x.dtype)
+
+
+def check_quantized(family: str, precision: str, device: str, hidden: int, bound: float) -> None:
+    """Logits are those of a model whose weights and inputs are quantised and back; generation goes on."""
+    model, other, tokens = model_of(family, device, hidden), model_of(family, device, hidden), prompt(device)
+    plain, sequence = logits_of(model, tokens), generated(model, tokens)
+    summary = aks.quantize(model, precision, verbose=False)
+    assert len(summary.replaced) == FAMILIES[family] - 1 and set(summary.skipped) == {"lm_head"}
+    for name in summary.replaced:
+        parent, _, last = name.rpartition(".")
+        layer = FakeQuantized(other.get_submodule(name), PRECISIONS[precision].dtype)
+        setattr(other.get_submodule(parent), last, layer)
+    wanted, logits = logits_of(other, tokens), logits_of(model, tokens)
+    assert (logits - wanted).norm() <= bound * wanted.norm()
+    assert (logits - wanted).norm() < (plain - wanted).norm(), "no nearer to it than the model as it was"
+    assert generated(model, tokens).shape == sequence.shape
+    aks.patch(model, verbose=False)
+    assert (logits_of(model, tokens) - wanted).norm() <= 2 * bound * wanted.norm()
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+@pytest.mark.parametrize("family", ["llama", "llama-tied", "qwen2"])
+def test_a_quantised_model(family: str, precision: str) -> None:
+    check_quantized(family, precision, "cpu", 64, 1e-2)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_a_patched_model_compiles_whole(stand_in, family: str) -> None:
@@ -127,6 +172,24 @@ def test_decode_rates_of_a_tiny_model(stand_in) -> None:
     assert {shape[:-1] for shape, *_ in stand_in.calls} == {(1, 1), (3, 1), (2,)}
     assert all(static for *_, static in stand_in.calls)
     assert type(model.lm_head) is torch.nn.Linear
+
+
+def test_decode_rates_of_quantised_models(stand_in) -> None:
+    model = decoding.make_model("tiny", device="cpu", layers=1)
+    before = dict(model.named_modules())
+    kinds = decoding.KERNELS
+    assert list(kinds) == ["torch", "aks", "fp8", "int8", "fp8-vendor", "int8-vendor"]
+    length = decoding.Length(context=4, steps=2, rounds=1)
+    rates = decoding.bench_decode(model, [1], ["eager"], length, kernels=kinds)
+    errors = {rate.kernels: rate.logits_error for rate in rates}
+    assert errors["torch"] == 0 and errors["aks"] <= 2e-2
+    for precision, error in (("fp8", 0.2), ("int8", 0.06)):
+        for kind in (precision, f"{precision}-vendor"):
+            assert errors["aks"] < errors[kind] < error, errors
+        calls = stand_in.layers[f"{precision}_gemm"].calls
+        # 7 layers; 3 warm steps, one to compare, a round of 2 with one before it. The vendor's way is none of ours.
+        assert len(calls) == 7 * 7 and all(problem.static_weights for problem in calls)
+    assert dict(model.named_modules()) == before
 
 
 def test_steps_go_on_with_what_was_decoded() -> None:
@@ -203,7 +266,24 @@ def test_outputs_and_generation_on_the_gpu(shipped_tree, family: str) -> None:
 
 
 @gpu
+@pytest.mark.parametrize("precision", ["fp8", "int8"])
+def test_a_quantised_model_on_the_gpu(precision: str) -> None:
+    # What a sum differs by tips quotients over to the next value.
+    check_quantized("llama", precision, "cuda", 1024, 4e-2)
+
+
+@gpu
 def test_every_way_to_decode_agrees(shipped_tree) -> None:
     model = decoding.make_model("llama-1b", device="cuda", layers=2)
     for rate in decoding.bench_decode(model, [1, 4], length=decoding.Length(context=16, steps=4, rounds=1)):
         assert rate.logits_error <= 3e-2, rate
+
+
+@gpu
+@pytest.mark.parametrize("way", decoding.WAYS)
+def test_every_way_to_decode_quantised_agrees(way: str) -> None:
+    model = decoding.make_model("llama-1b", device="cuda", layers=2)
+    length = decoding.Length(context=16, steps=4, rounds=1)
+    rates = decoding.bench_decode(model, [1, 20], [way], length, kernels=decoding.KERNELS)
+    for rate in rates:
+        assert rate.logits_error <= (3e-2 if rate.kernels in ("torch", "aks") else 0.2), rate

@@ -23,6 +23,7 @@ from aks.export import bundle as bundles
 from aks.ops import OPS
 from aks.ops.fused_linear.spec import FusedLinearProblem
 from aks.ops.gemm.spec import GemmProblem
+from aks.ops.quantize_rows.spec import OUT_DTYPES, QuantizeRowsProblem
 from aks.ops.rms_norm import reference
 from aks.ops.rms_norm.spec import RmsNormProblem
 from tests.kernels import export_fake
@@ -124,6 +125,22 @@ def test_wrong_results_and_touched_padding_are_seen(problem):
     assert "before the rows" in kernel_walk.check_result(op, problem, out, expected)
     for tensor in (x, out):
         assert tensor.untyped_storage().nbytes() == 2 * kernel_walk._end(tensor)
+
+
+@pytest.mark.parametrize("out_dtype", OUT_DTYPES)
+def test_wrong_results_of_8_bits_are_seen(out_dtype: str):
+    problem = QuantizeRowsProblem(3, 72, out_dtype=out_dtype, alignment=4)
+    op = OPS[problem.OP]
+    made = op.reference.make_inputs(problem, device="cpu")
+    expected = op.reference.reference(problem, made.x, made.w[0])
+    x, w, out = kernel_walk.exact_copies((made.x, made.w[0], made.out), "cpu")
+    assert op.call.call_for(problem, x, w, out).problem() == problem
+    assert "3 scales are wrong" in kernel_walk.check_result(op, problem, out, expected)
+    op.reference.vendor(problem, x, w, out)()
+    assert kernel_walk.check_result(op, problem, out, expected) == ""
+    op.reference.vendor(problem, x, w, out)()
+    out.as_strided((1,), (1,), 0)[0] = 0
+    assert "before the rows" in kernel_walk.check_result(op, problem, out, expected)
 
 
 def test_operands_that_share_memory_do_so_again():

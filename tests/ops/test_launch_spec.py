@@ -60,7 +60,13 @@ def expected_scaled(c, p, device) -> tuple[tuple[int, ...], int]:
     return (*widths, even, rows, accurate, block_scaled), programs
 
 
+def expected_quantize_rows(c, p, device) -> tuple[tuple[int, ...], int]:
+    block_k = 1 << (p["k"] - 1).bit_length() if c.kind == "row" else 0
+    return (p["dtype"], p["out_dtype"], block_k), -(-p["m"] // c.block_m)
+
+
 EXPECTED = {
+    "quantize_rows": expected_quantize_rows,
     "fp8_gemm": expected_scaled,
     "int8_gemm": expected_scaled,
     "gemm": expected_gemm,

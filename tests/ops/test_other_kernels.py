@@ -17,6 +17,7 @@ from aks.ops import OPS
 from aks.ops.fp8_gemm.spec import Fp8GemmProblem
 from aks.ops.fused_linear.spec import EPILOGUES, FusedLinearProblem
 from aks.ops.int8_gemm.spec import Int8GemmProblem
+from aks.ops.quantize_rows.spec import OUT_DTYPES, QuantizeRowsProblem
 from aks.ops.rms_norm.spec import RmsNormProblem
 
 ROOT = Path(__file__).parents[2]
@@ -24,10 +25,13 @@ DEVICE = find_device("h200")
 
 SMALL = ((1, 72, 520), (2, 64, 1032), (3, 136, 264), (17, 136, 264), (5, 128, 1024), (70, 200, 72))
 ROWS = ((1, 72), (3, 520), (2, 4096), (5, 1000))
+LONG_ROWS = ((1, 80), (3, 528), (9, 128), (2, 4112), (1, 16400))
 ODD: tuple[Problem, ...] = (
     FusedLinearProblem(m=3, n=65, k=131, epilogue="silu_mul", dtype="fp16", alignment=2),
     FusedLinearProblem(m=2, n=20, k=36, epilogue="residual", dtype="fp16", alignment=8),
     RmsNormProblem(m=3, k=7, residual=True, dtype="fp16", alignment=2),
+    QuantizeRowsProblem(m=3, k=7, out_dtype="int8", dtype="fp16", alignment=1),
+    QuantizeRowsProblem(m=5, k=66, alignment=2),
 )
 
 
@@ -39,6 +43,7 @@ def problems(dtype: str) -> list[Problem]:
             for m, n, k in SMALL
         ),
         *(RmsNormProblem(m=m, k=k, residual=residual, dtype=dtype) for m, k in ROWS for residual in (False, True)),
+        *(QuantizeRowsProblem(m=m, k=k, out_dtype=to, dtype=dtype) for m, k in LONG_ROWS for to in OUT_DTYPES),
     ]
 
 
@@ -124,6 +129,11 @@ def gpu_problems() -> list[Problem]:
             )
         ),
         *(RmsNormProblem(m=m, k=k, residual=True) for m, k in ((1, 4096), (64, 16384), (5000, 2880), (17, 20000))),
+        *(
+            QuantizeRowsProblem(m=m, k=k, out_dtype=to)
+            for m, k in ((1, 4096), (64, 14336), (5000, 2880), (17, 28672))
+            for to in OUT_DTYPES
+        ),
     ]  # fmt: skip
     eight = eight_bit((1, 4096, 4096), (2, 4096, 14336), (64, 2880, 4096), (333, 1000, 2048), (2048, 2048, 4096))
     odd = [*eight_bit((130, 257, 1003), alignment=1), *eight_bit((64, 72, 136), alignment=8)]

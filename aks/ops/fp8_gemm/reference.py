@@ -86,19 +86,26 @@ def vendor(problem: Fp8GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Call
 
 
 def _fast_accum(problem: Fp8GemmProblem, x: Tensor, w: Operands, out: Tensor) -> bool:
-    """Whether the vendor accumulates fast here. Launches the product to find out.
+    """Whether the vendor accumulates fast here. Launches the product to find out, once for each problem and GPU.
 
     For some shapes cuBLASLt has no such algorithm; without, PyTorch takes another library.
     """
-    if not problem.fast_accum or torch.cuda.is_current_stream_capturing():
-        return problem.fast_accum
+    known = _accumulates_fast.get((problem, x.device))
+    if known is not None or not problem.fast_accum or torch.cuda.is_current_stream_capturing():
+        return problem.fast_accum if known is None else known
     try:
         _multiply(True, x, w, out)
     except RuntimeError as error:
         if "NOT_SUPPORTED" not in str(error):
             raise
-        return False
-    return True
+        supported = False
+    else:
+        supported = True
+    _accumulates_fast[problem, x.device] = supported
+    return supported
+
+
+_accumulates_fast: dict[tuple[Fp8GemmProblem, torch.device], bool] = {}
 
 
 def _multiply(fast_accum: bool, x: Tensor, w: Operands, out: Tensor) -> None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from aks.ops.launch_spec import LaunchSpec, Part
-from aks.ops.rms_norm.spec import MAX_K, MIN_K
+from aks.ops.rows import BLOCKS
 
-_BLOCKS = tuple(1 << power for power in range((MIN_K - 1).bit_length(), MAX_K.bit_length()))
 _POINTERS = ("x_ptr", "residual_ptr", "weight_ptr", "out_ptr", "total_ptr")
 _ROWS = ("x_row", "residual_row", "out_row", "total_row")
 
@@ -18,7 +17,7 @@ LAUNCH_SPEC = LaunchSpec(
     variant=(
         Part("dtype", "dtype", (0, 1)),
         Part("residual", "residual", (0, 1)),
-        Part("block_k", "next_pow2(k)", _BLOCKS),
+        Part("block_k", "next_pow2(k)", BLOCKS),
     ),
     programs="m",
     arguments={**{name: name for name in (*_POINTERS, *_ROWS, "eps", "one_plus")}, "K": "k"},

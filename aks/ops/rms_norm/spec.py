@@ -15,9 +15,7 @@ from aks.core.config import Config, ConfigSpace, Rule
 from aks.core.features import Feature
 from aks.core.problem import Problem
 from aks.ops.op import Op
-
-MAX_K = 16384
-MIN_K = 65
+from aks.ops.rows import LAUNCH_RULE, MAX_K, MIN_K, RESIDENT, THREADS_RULE, row_features
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,32 +71,19 @@ def _configs() -> Iterator[RmsNormConfig]:
 RULES = (
     Rule("a row fits registers", f"kind == TORCH or (k <= {MAX_K} and next_pow2(k) <= 2048 * num_warps)"),
     Rule("every thread has an element", f"kind == TORCH or (k >= {MIN_K} and next_pow2(k) >= 64 * num_warps)"),
-    Rule("threads fit a block", "32 * num_warps <= max_threads_per_block"),
+    THREADS_RULE,
     Rule("rows and pointers of 16 bytes", "kind == TORCH or (alignment == 16 and k % 8 == 0)"),
-    Rule("dependent launch needs capability 9.0", "pdl == 0 or capability >= 90"),
+    LAUNCH_RULE,
 )
 
 _BYTES = "(m * k * (4 + 4 * residual) + 2 * k)"
 
-FEATURES = (
-    Feature("m", "m"),
-    Feature("k", "k"),
-    Feature("fp16", "dtype"),
-    Feature("residual", "residual"),
-    Feature("alignment", "alignment", "bytes"),
-    Feature("io_kib", f"{_BYTES} // 1024", "bytes moved"),
-    Feature("io_l2_percent", f"{_BYTES} * 100 // l2_bytes", "as a share of L2"),
-    Feature("dram_ns", f"{_BYTES} // dram_gb_s", "time to move all bytes once"),
-    Feature("rows_per_sm", "m * 100 // sm_count", "percent"),
-    Feature("block_k", "next_pow2(k)"),
-)
-
-_RESIDENT = "max(1, min(32, 64 // max(1, num_warps)))"
+FEATURES = row_features(_BYTES, (Feature("residual", "residual"),))
 
 CONFIG_FEATURES = (
     *(Feature(name, name) for name in ("kind", "num_warps", "pdl")),
     Feature("elements", "next_pow2(k) // max(1, 32 * num_warps)", "of a row, a thread"),
-    Feature("waves", f"m * 100 // (sm_count * {_RESIDENT})", "percent"),
+    Feature("waves", f"m * 100 // (sm_count * {RESIDENT})", "percent"),
 )
 
 RMS_NORM = Op(
@@ -114,7 +99,7 @@ RMS_NORM = Op(
     bytes_moved=_BYTES,
     # What a layer before has just written is in L2, and so is the weight after a token or two: nothing to rotate.
     weight_bytes="2 * k",
-    analytic_ns=f"{_BYTES} // dram_gb_s + ceil_div(m, sm_count * {_RESIDENT}) * next_pow2(k) // max(1, 32 * num_warps)"
+    analytic_ns=f"{_BYTES} // dram_gb_s + ceil_div(m, sm_count * {RESIDENT}) * next_pow2(k) // max(1, 32 * num_warps)"
     " + (kind == TORCH) * 2000",
     spread=({"residual": True}, {"residual": False}),
 )

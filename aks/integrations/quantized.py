@@ -1,0 +1,187 @@
+"""``aks.nn.Fp8Linear`` and ``aks.nn.Int8Linear``: linear layers whose weight has 8 bits an element."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from aks.integrations import quantized_ops
+from aks.integrations.modules import WatchesWeight
+from aks.integrations.quantized_ops import SCALINGS, scalings_of
+from aks.ops.fp8_gemm.spec import FP8_GEMM
+from aks.ops.int8_gemm.spec import INT8_GEMM
+from aks.ops.op import Op
+from aks.ops.quantize_rows.reference import quantize
+
+_NEEDED_MULTIPLE = 16
+"""Of in_features and out_features, where kernels read and write whole vectors and the vendor's need no copies."""
+
+
+class QuantizedLinear(WatchesWeight, nn.Module):
+    """Base of linear layers of 8-bit weights, for inference: x [..., in_features] to [..., out_features] of x's dtype.
+
+    Buffers are ``weight`` [out_features, in_features], ``weight_scale`` float32 and ``bias`` bf16 or None; they keep
+    their dtypes when the module is cast (``.to(dtype)``, ``.half()``). An instance that is made by itself has weights
+    of 0: it is for loading a ``state_dict``. ``from_linear`` quantises, as ``aks.ops.quantize_rows.reference.quantize``
+    says: ``scale = max(|w|) / top`` for each row of the weight, or for all of it, and values rounded to the nearest.
+
+    Parameters
+    ----------
+    scaling : str
+        ``row``: a scale for each row of the weight, and for each row of x when it is quantised; ``tensor``: one for the
+        weight, one for x. Int8 has rows alone.
+    static_weights : bool, optional
+        As of ``aks.nn.Linear``.
+
+    Raises
+    ------
+    ValueError
+        If the scaling is unknown.
+    """
+
+    precision: ClassVar[str]
+    op: ClassVar[Op]
+    dtype: ClassVar[torch.dtype]
+    """Of the weight."""
+
+    weight: Tensor
+    weight_scale: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: Any = None,
+        *,
+        scaling: str = "row",
+        static_weights: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if scaling not in scalings_of(self.op):
+            raise ValueError(
+                f"scaling is {scaling!r}; aks.nn.{type(self).__name__} takes {', '.join(scalings_of(self.op))}"
+            )
+        self.in_features, self.out_features, self.scaling = in_features, out_features, scaling
+        self.static_weights = static_weights
+        shape = SCALINGS[scaling].w_shape(out_features, in_features)
+        self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=self.dtype, device=device))
+        self.register_buffer("weight_scale", torch.ones(shape, dtype=torch.float32, device=device))
+        made = torch.zeros(out_features, dtype=torch.bfloat16, device=device) if bias else None
+        self.register_buffer("bias", made)
+
+    @classmethod
+    @torch.no_grad()
+    def from_linear(cls, linear: nn.Linear, scaling: str = "row", *, static_weights: bool | None = None) -> Self:
+        """A layer of the quantised weight of ``linear``, on its device; in evaluation mode if that is.
+
+        Raises
+        ------
+        ValueError
+            If the scaling is unknown, or the weight has no floats of 16 bits or more, an infinity or NaN.
+        """
+        weight = linear.weight
+        reason = why_not(weight)
+        if reason:
+            raise ValueError(f"aks.nn.{cls.__name__}.from_linear: {reason}")
+        # On the meta device: what these buffers hold is replaced at once.
+        made = cls(
+            linear.in_features, linear.out_features, linear.bias is not None, "meta",
+            scaling=scaling, static_weights=static_weights,
+        )  # fmt: skip
+        made.weight, made.weight_scale = made.quantize_weight(weight.detach(), scaling)
+        if not made.weight_scale.isfinite().all():
+            raise ValueError(f"aks.nn.{cls.__name__}.from_linear: the weight has an infinity or NaN; load it first")
+        made.bias = None if linear.bias is None else linear.bias.detach().to(torch.bfloat16, copy=True)
+        return made.train(linear.training)
+
+    def quantize_weight(self, weight: Tensor, scaling: str) -> tuple[Tensor, Tensor]:
+        """Weight and scales of a weight [out_features, in_features] of floats."""
+        return quantize(weight, self.dtype, by_row=scaling == "row")
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x [..., in_features] to [..., out_features], of x's dtype."""
+        if torch.compiler.is_compiling():
+            static: bool | None = self.is_static_compiled(self.weight)
+        else:
+            static = self.is_static(self._buffers["weight"])  # type: ignore[arg-type]
+        y = self.multiply(input, bool(static))
+        return y if y.dtype == input.dtype else y.to(input.dtype)
+
+    def multiply(self, x: Tensor, static_weights: bool) -> Tensor:
+        """``forward`` to bf16."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"scaling={self.scaling!r}"
+        )
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        def moved(tensor: Tensor) -> Tensor:
+            # Moved only: 8 bits of a cast weight would mean nothing, nor would 16 of a scale.
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        return super()._apply(moved, recurse)
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
+        for name, buffer in self._buffers.items():
+            found = state_dict.get(prefix + name)
+            if buffer is not None and found is not None and found.dtype != buffer.dtype:
+                errors.append(
+                    f"{prefix}{name} is {found.dtype}; this layer's is {buffer.dtype}: load the model before it is "
+                    "quantised, or the state_dict of one that was quantised likewise"
+                )
+                return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
+
+
+class Fp8Linear(QuantizedLinear):
+    """A ``QuantizedLinear`` of 8-bit floats (e4m3), computed by ``aks.fp8_linear``; scaling ``row`` or ``tensor``."""
+
+    precision, op, dtype = "fp8", FP8_GEMM, torch.float8_e4m3fn
+
+    fast_accum = True
+    """As of ``aks.fp8_linear``; set it on the layer."""
+
+    def multiply(self, x: Tensor, static_weights: bool) -> Tensor:
+        return quantized_ops.fp8_linear(
+            x, self.weight, self.weight_scale, self.bias, fast_accum=self.fast_accum, static_weights=static_weights
+        )
+
+
+class Int8Linear(QuantizedLinear):
+    """A ``QuantizedLinear`` of 8-bit integers, computed by ``aks.int8_linear``; scaling ``row``."""
+
+    precision, op, dtype = "int8", INT8_GEMM, torch.int8
+
+    def multiply(self, x: Tensor, static_weights: bool) -> Tensor:
+        return quantized_ops.int8_linear(x, self.weight, self.weight_scale, self.bias, static_weights=static_weights)
+
+
+PRECISIONS: dict[str, type[QuantizedLinear]] = {kind.precision: kind for kind in (Fp8Linear, Int8Linear)}
+"""What a model can be quantised to."""
+
+
+def why_not(weight: Tensor) -> str:
+    """Why a weight cannot be quantised; empty if it can."""
+    if not weight.is_floating_point() or weight.dtype.itemsize == 1:
+        return f"its weight is {weight.dtype}; wanted bfloat16, float16 or float32"
+    if weight.device.type == "meta":
+        return "its weight is on the meta device: load it first"
+    if weight.layout is not torch.strided or type(weight) not in (Tensor, nn.Parameter):
+        return f"its weight is a {type(weight).__name__}, {weight.layout}"
+    return ""
+
+
+def why_slow(linear: nn.Linear) -> str:
+    """Why a quantised layer would be a slow one; empty if nothing speaks for it."""
+    for name in ("in_features", "out_features"):
+        if getattr(linear, name) % _NEEDED_MULTIPLE:
+            return f"{name} is {getattr(linear, name)}, no multiple of {_NEEDED_MULTIPLE}: most kernels want that"
+    return ""

@@ -1,0 +1,67 @@
+"""The Triton kernel of ``quantize_rows``: what it computes, and nothing of when to use it."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+
+@triton.jit
+def quantize_rows_kernel(
+    x_ptr, scale_ptr, out_ptr, M, K, x_row, out_row,
+    FLOOR_BITS: tl.constexpr, TOP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, WHOLE: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_M rows a program: WHOLE, if BLOCK_K covers them; else they are read twice.
+
+    TOP is the largest value of out's type, FLOOR_BITS the bits of the least absolute maximum, a float32. PDL as for the
+    kernels of ``gemm``: the next kernel may start, and ask for its weights, while this one runs.
+    """
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    columns = tl.arange(0, BLOCK_K)
+    inside = (rows < M)[:, None]
+    x_ptrs = x_ptr + rows.to(tl.int64)[:, None] * x_row + columns[None, :]
+    out_ptrs = out_ptr + rows.to(tl.int64)[:, None] * out_row + columns[None, :]
+    if PDL > 0:
+        gdc_launch_dependents()
+        gdc_wait()
+    if WHOLE:
+        mask = inside & (columns < K)[None, :]
+        x = tl.load(x_ptrs, mask=mask, other=0.0).to(tl.float32)
+        inverse = _scale_rows(_magnitude(x), scale_ptr, rows, M, FLOOR_BITS, TOP)
+        tl.store(out_ptrs, _to_eight_bits(x * inverse[:, None], out_ptr.dtype.element_ty, TOP), mask=mask)
+    else:
+        magnitude = tl.zeros([BLOCK_M, BLOCK_K], dtype=tl.int32)
+        for k in range(0, K, BLOCK_K):
+            x = tl.load(x_ptrs + k, mask=inside & (k + columns < K)[None, :], other=0.0).to(tl.float32)
+            magnitude = tl.maximum(magnitude, _magnitude(x))
+        inverse = _scale_rows(magnitude, scale_ptr, rows, M, FLOOR_BITS, TOP)
+        for k in range(0, K, BLOCK_K):
+            mask = inside & (k + columns < K)[None, :]
+            x = tl.load(x_ptrs + k, mask=mask, other=0.0).to(tl.float32)
+            tl.store(out_ptrs + k, _to_eight_bits(x * inverse[:, None], out_ptr.dtype.element_ty, TOP), mask=mask)
+
+
+@triton.jit
+def _magnitude(x):
+    """The bits of the absolute value. They are in its order, with NaN last, where a maximum of floats drops NaN."""
+    return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def _scale_rows(magnitude, scale_ptr, rows, M, FLOOR_BITS: tl.constexpr, TOP: tl.constexpr):
+    """Write the rows' scales; return what to multiply by."""
+    absmax = tl.maximum(tl.max(magnitude, axis=1), FLOOR_BITS).to(tl.float32, bitcast=True)
+    top = tl.full(absmax.shape, TOP, tl.float32)
+    tl.store(scale_ptr + rows, tl.div_rn(absmax, top), mask=rows < M)
+    return tl.div_rn(top, absmax)
+
+
+@triton.jit
+def _to_eight_bits(x, dtype: tl.constexpr, TOP: tl.constexpr):
+    x = tl.clamp(x, -TOP, TOP, propagate_nan=tl.PropagateNan.ALL)
+    if dtype == tl.int8:
+        # Adding 1.5 * 2^23 leaves no bits behind the point: the sum is rounded to the nearest integer, ties to even.
+        x = tl.where(x == x, x, 0.0) + 12582912.0 - 12582912.0
+    return x.to(dtype)

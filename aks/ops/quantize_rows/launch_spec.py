@@ -1,0 +1,22 @@
+"""Kernel variants, grids and arguments of ``quantize_rows`` as formulas. Standard library and core only."""
+
+from __future__ import annotations
+
+from aks.ops.launch_spec import LaunchSpec, Part
+from aks.ops.rows import BLOCKS
+
+_POINTERS = ("x_ptr", "scale_ptr", "out_ptr")
+_ROWS = ("x_row", "out_row")
+
+LAUNCH_SPEC = LaunchSpec(
+    operands=(*_POINTERS, *_ROWS),
+    derived={"alignment": "gcd(16, x_ptr, out_ptr, 2 * x_row, out_row)"},
+    has_kernel="kind > TORCH",
+    variant=(
+        Part("dtype", "dtype", (0, 1)),
+        Part("out_dtype", "out_dtype", (0, 1)),
+        Part("block_k", "(kind == ROW) * next_pow2(k)", (0, *BLOCKS)),
+    ),
+    programs="ceil_div(m, max(1, block_m))",
+    arguments={**{name: name for name in (*_POINTERS, *_ROWS)}, "M": "m", "K": "k"},
+)
