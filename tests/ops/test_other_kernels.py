@@ -71,9 +71,9 @@ def four_bit(*shapes: tuple[int, int, int, int, bool], **attributes: Any) -> lis
 
 
 FOUR_BIT = [
-    *four_bit((1, 72, 1024, 128, False), (3, 136, 1120, 32, True), (13, 72, 2176, 64, False)),
-    *four_bit((29, 136, 1152, 128, True), (70, 72, 1088, 64, True), has_bf16=True),
-    *four_bit((5, 33, 131, 32, False), (2, 65, 1301, 128, True), alignment=2),
+    *four_bit((1, 72, 1024, 128, False), (3, 72, 608, 32, True), (9, 72, 640, 64, False)),
+    *four_bit((29, 40, 640, 128, True), (70, 72, 576, 64, True), has_bf16=True),
+    *four_bit((5, 33, 131, 32, False), (2, 65, 781, 128, True), alignment=2),
 ]
 
 
