@@ -18,6 +18,8 @@ What looks roundabout keeps Triton from moving data between lanes, or from waiti
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from triton import knobs
@@ -61,16 +63,16 @@ def _without(text: str, *words: str) -> str:
 
 
 _UNSCALED = _without(_DEQUANT, "mul.", "prmt.b32 s")
-DEQUANT = tl.constexpr(_DEQUANT)
+DEQUANT: Any = tl.constexpr(_DEQUANT)
 # $8 word, $9 zeros, $10 which row.
-DEQUANT_ZEROS = tl.constexpr(_UNSCALED.replace("$11", "$10"))
+DEQUANT_ZEROS: Any = tl.constexpr(_UNSCALED.replace("$11", "$10"))
 # With a zero of 8. $8 word.
-DEQUANT_EIGHT = tl.constexpr(_UNSCALED.replace("prmt.b32 z, $9, $9, $11", "mov.b32 z, 0x43084308"))
-EIGHT_BF16 = tl.constexpr((tl.bfloat16,) * 8)
-EIGHTS = tl.constexpr(0x43084308)
-LOAD4 = tl.constexpr("ld.global.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4];")
+DEQUANT_EIGHT: Any = tl.constexpr(_UNSCALED.replace("prmt.b32 z, $9, $9, $11", "mov.b32 z, 0x43084308"))
+EIGHT_BF16: Any = tl.constexpr((tl.bfloat16,) * 8)
+EIGHTS: Any = tl.constexpr(0x43084308)
+LOAD4: Any = tl.constexpr("ld.global.L1::no_allocate.v4.b32 {$0, $1, $2, $3}, [$4];")
 # What is not wanted is left undefined.
-LOAD4_IF = tl.constexpr(
+LOAD4_IF: Any = tl.constexpr(
     """
 {
 .reg .pred p;
@@ -79,8 +81,8 @@ setp.ne.s32 p, $5, 0;
 }
 """
 )
-LOAD1 = tl.constexpr("ld.global.b32 $0, [$1];")
-LOAD2 = tl.constexpr("ld.global.v2.b32 {$0, $1}, [$2];")
+LOAD1: Any = tl.constexpr("ld.global.b32 $0, [$1];")
+LOAD2: Any = tl.constexpr("ld.global.v2.b32 {$0, $1}, [$2];")
 
 
 @triton.jit
@@ -200,7 +202,7 @@ def _permute_x(x, WGMMA: tl.constexpr):
 def _held(xs, PIECES: tl.constexpr):
     """The same, in place (above)."""
     held = ()
-    for piece in tl.static_range(PIECES):
+    for piece in tl.static_range(PIECES):  # pyright: ignore[reportGeneralTypeIssues]
         if INTERPRETED:
             held = held + (xs[piece],)
         else:
@@ -278,7 +280,7 @@ def _accumulate(
 def _load_x(x_ptrs, kb, kb_end, offs_k, row_inside, K, EVEN: tl.constexpr, COLUMNS: tl.constexpr):
     """x of the 128 k of block kb, in pieces of COLUMNS."""
     xs = ()
-    for piece in tl.static_range(128 // COLUMNS):
+    for piece in tl.static_range(128 // COLUMNS):  # pyright: ignore[reportGeneralTypeIssues]
         pointers = x_ptrs + (kb * 128 + piece * COLUMNS)
         if EVEN:
             xs = xs + (tl.load(pointers, mask=row_inside, other=0.0),)
@@ -335,7 +337,7 @@ def _finish(
         arrived = tl.atomic_add(counter_ptr + tile, 1, sem="acq_rel")
         if arrived == SPLIT_K - 1:
             total = tl.load(partial, mask=rows, other=0.0, cache_modifier=".cg")
-            for other in tl.static_range(1, SPLIT_K):
+            for other in tl.static_range(1, SPLIT_K):  # pyright: ignore[reportGeneralTypeIssues]
                 total += tl.load(partial + other * SIZE, mask=rows, other=0.0, cache_modifier=".cg")
             total = _add_bias(total, bias_ptr, has_bias, offs_n, N)
             tl.store(places, total.to(out_ptr.dtype.element_ty), mask=inside)
