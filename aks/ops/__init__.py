@@ -11,13 +11,16 @@ from aks.core.naming import import_named
 from aks.ops.fp8_gemm.spec import FP8_GEMM
 from aks.ops.fused_linear.spec import FUSED_LINEAR
 from aks.ops.gemm.spec import GEMM
+from aks.ops.int4_gemm.spec import INT4_GEMM
 from aks.ops.int8_gemm.spec import INT8_GEMM
 from aks.ops.mm.spec import MM
 from aks.ops.op import Op
 from aks.ops.quantize_rows.spec import QUANTIZE_ROWS
 from aks.ops.rms_norm.spec import RMS_NORM
 
-OPS: dict[str, Op] = {op.name: op for op in (GEMM, FUSED_LINEAR, RMS_NORM, QUANTIZE_ROWS, FP8_GEMM, INT8_GEMM, MM)}
+OPS: dict[str, Op] = {
+    op.name: op for op in (GEMM, FUSED_LINEAR, RMS_NORM, QUANTIZE_ROWS, FP8_GEMM, INT8_GEMM, INT4_GEMM, MM)
+}
 
 _NAMED: dict[str, Op] = {}
 """Users' ops that were named in this process."""

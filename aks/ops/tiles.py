@@ -64,18 +64,19 @@ def wave_features(programs: str, resident: str) -> tuple[Feature, ...]:
 class Tiling:
     """What a config makes of a product: formulas of its tiles, over problem, config and device.
 
-    resident: programs that an SM holds at once. Splits of k are those of the config's split_k.
+    resident: programs that an SM holds at once. splits: programs that share a tile's k.
     """
 
     block_m: str
     block_n: str
     block_k: str
     resident: str
+    splits: str = _SPLIT_K
 
     @property
     def k_share(self) -> str:
         """Of k, what a program goes over."""
-        return f"ceil_div(k, {_SPLIT_K})"
+        return f"ceil_div(k, {self.splits})"
 
     @property
     def steps(self) -> str:
@@ -90,7 +91,7 @@ class Tiling:
     @property
     def programs(self) -> str:
         """How many there are."""
-        return f"(ceil_div(m, {self.block_m}) * ceil_div(n, {self.block_n}) * {_SPLIT_K})"
+        return f"(ceil_div(m, {self.block_m}) * ceil_div(n, {self.block_n}) * {self.splits})"
 
     def features(self, knobs: Sequence[str], weights: str, element_bytes: str) -> tuple[Feature, ...]:
         """For models of latency: the knobs as they are, and what the tiles come to.
@@ -103,13 +104,13 @@ class Tiling:
             *(Feature(name, name) for name in knobs),
             Feature("block_m", m),
             Feature("block_n", n),
-            Feature("split_k", _SPLIT_K),
+            Feature("split_k", self.splits),
             Feature("programs", programs),
             Feature("programs_per_sm", f"{programs} * 100 // sm_count", "percent"),
             Feature("resident", self.resident, "programs that an SM holds at once"),
             *wave_features(programs, self.resident),
             Feature("steps", self.steps, "steps along k of a program"),
-            Feature("k_padding", f"{self.padded_k} * {_SPLIT_K} * 100 // k", "percent"),
+            Feature("k_padding", f"{self.padded_k} * {self.splits} * 100 // k", "percent"),
             Feature("n_padding", f"ceil_div(n, {n}) * {n} * 100 // n", "percent"),
             Feature("m_padding", f"ceil_div(m, {m}) * {m} * 100 // m", "percent"),
             Feature("reads_of_w", f"ceil_div(m, {m})"),

