@@ -71,14 +71,19 @@ class Fp8GemmConfig(ScaledConfig):
 
 
 # A step along K is a block's: as many bytes are on the way as with the longer steps of other scales, in more stages.
-# (block_m, block_n, block_k, num_stages, split_ks) of y.T = w @ x.T.
+# (block_m, block_n, block_k, num_stages, split_k, pdls) of y.T = w @ x.T.
 _BLOCK_SWAPPED = (
-    (8, 64, 128, 8, (1, 2, 4, 8)), (8, 64, 128, 12, (1, 2)), (8, 128, 128, 6, (1, 4)),
-    (16, 64, 128, 6, (1, 4)), (16, 64, 128, 10, (1, 2, 4, 8)), (16, 128, 128, 6, (1, 2)),
-    (32, 64, 128, 5, (1, 4)), (32, 64, 128, 8, (1, 2, 4, 8)), (32, 128, 128, 5, (1, 2)),
-    (64, 64, 128, 6, (1, 2, 4)),
+    (8, 64, 128, 8, 1, (0, 1, 2)), (8, 64, 128, 8, 2, (1, 2)), (8, 64, 128, 8, 4, (1, 2)), (8, 64, 128, 12, 1, (0, 1)),
+    (8, 64, 128, 12, 2, (0,)),
+    (16, 64, 128, 6, 4, (1, 2)), (16, 64, 128, 10, 1, (0, 1, 2)), (16, 64, 128, 10, 2, (0, 1)),
+    (16, 64, 128, 10, 4, (0, 1, 2)), (16, 64, 128, 10, 8, (1,)), (16, 128, 128, 6, 1, (0, 1)),
+    (32, 64, 128, 8, 1, (0, 1)), (32, 64, 128, 8, 2, (0, 1)), (32, 64, 128, 8, 4, (0, 1)), (32, 64, 128, 8, 8, (1,)),
+    (32, 128, 128, 5, 1, (0, 1)), (32, 128, 128, 5, 2, (0,)),
+    (64, 64, 128, 6, 1, (0, 1)), (64, 64, 128, 6, 2, (0, 1)), (64, 64, 128, 6, 4, (1,)),
 )  # fmt: skip
-_BLOCK_TILED = ((16, 64, 128, 6, (1, 4)), (32, 64, 128, 6, (1, 4)))
+_BLOCK_TILED = (
+    (16, 64, 128, 6, 1, (0, 1)), (16, 64, 128, 6, 4, (1,)), (32, 64, 128, 6, 1, (0, 1)), (32, 64, 128, 6, 4, (1,)),
+)  # fmt: skip
 
 _IN_BLOCKS = f"(scaling == {BLOCK_SCALING})"
 _RULES = (
@@ -92,10 +97,7 @@ _RULES = (
         "products of a step fit registers beside the sums (block scales)",
         f"not {_IN_BLOCKS} or block_m * block_n <= 2048 * max(1, num_warps)",
     ),
-    Rule(
-        "short steps of few rows of x, or many at once, are for block scales",
-        f"{_IN_BLOCKS} or kind < TILED or block_k != {BLOCK} or (block_m >= 64 and num_stages <= 5)",
-    ),
+    Rule("more than 6 steps at once are for block scales, whose steps are short", f"{_IN_BLOCKS} or num_stages <= 6"),
 )
 
 FP8_GEMM = make_op(
