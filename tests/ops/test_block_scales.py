@@ -44,6 +44,7 @@ def test_reference_is_the_sum_over_blocks(shape: tuple[int, int, int]) -> None:
     problem = problem_of(*shape)
     x, w, _ = inputs_of(problem)
     assert w.x_scale.shape == (m, -(-k // 128)) and w.w_scale.shape == (-(-n // 128), -(-k // 128))
+    assert w.bias is not None
     expected = w.bias.double().repeat(m, 1)
     for block in range(w.x_scale.shape[1]):
         part = slice(128 * block, min(k, 128 * block + 128))
