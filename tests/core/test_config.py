@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from aks.core import formula
 from aks.core.config import Config, ConfigSpace, Rule
 from aks.core.device import known_devices
-from aks.core.errors import FormulaError, IllegalConfigError
+from aks.core.errors import FormulaError, IllegalConfigError, InvalidProblemError
 from aks.ops import OPS
 from tests.core.test_problem import some_problem
 
@@ -116,8 +117,15 @@ def test_legality_folded_is_legality(op, data):
 
 
 def problems(op) -> st.SearchStrategy:
-    """Problems of ``op``: axes small or large, every choice."""
+    """Problems of ``op``: axes small or large, every choice, but for choices that exclude each other."""
     axis = st.one_of(st.integers(1, 300), st.integers(1, 2**18))
     axes = {name: axis for name in op.problem_type.AXES}
     choices = {name: st.sampled_from(values) for name, values in op.problem_type.CHOICES.items()}
-    return st.fixed_dictionaries(axes | choices).map(op.problem_type.from_row)
+    return st.fixed_dictionaries(axes | choices).map(partial(pose, op)).filter(lambda problem: problem is not None)
+
+
+def pose(op, row: dict[str, Any]):
+    try:
+        return op.problem_type.from_row(row)
+    except InvalidProblemError:
+        return None

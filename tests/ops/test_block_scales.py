@@ -44,6 +44,7 @@ def test_reference_is_the_sum_over_blocks(shape: tuple[int, int, int]) -> None:
     problem = problem_of(*shape)
     x, w, _ = inputs_of(problem)
     assert w.x_scale.shape == (m, -(-k // 128)) and w.w_scale.shape == (-(-n // 128), -(-k // 128))
+    assert w.bias is not None
     expected = w.bias.double().repeat(m, 1)
     for block in range(w.x_scale.shape[1]):
         part = slice(128 * block, min(k, 128 * block + 128))
@@ -146,6 +147,36 @@ def test_operands_as_the_vendor_wants_them_are_not_copied(monkeypatch) -> None:
     blocks._scaled_mm(problem, x, w, out, 128, True)()
     wanted = (x, w.w, w.x_scale, w.w_scale, w.bias, out)
     assert [one.data_ptr() for one in seen if one is not None] == [one.data_ptr() for one in wanted if one is not None]
+
+
+@pytest.mark.parametrize(
+    ("refused", "way"),
+    [(lambda w, bias: False, (16, True)), (lambda w, bias: bias is not None, (16, False)),
+     (lambda w, bias: w.shape[0] % 128, (128, True)), (lambda w, bias: True, None)],
+)  # fmt: skip
+def test_what_cublaslt_refuses_is_found_out_once(refused, way, monkeypatch) -> None:
+    launched: list[int] = []
+
+    def multiply(x, w, x_scale, w_scale, bias, out) -> None:
+        launched.append(w.shape[0])
+        if refused(w, bias):
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling ...")
+        emulate(x, w, x_scale, w_scale, bias, out)
+
+    monkeypatch.setattr(blocks, "_found", {})
+    monkeypatch.setattr(blocks, "_has_scaled_mm", lambda device: True)
+    monkeypatch.setattr(blocks, "_multiply", multiply)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    problem = problem_of(6, 144, 272)
+    x, w, out = inputs_of(problem)
+    expected = reference.reference(problem, x, w)
+    blocks.vendor(problem, x, w, out)
+    assert list(blocks._found.values()) == [way]
+    launched.clear()
+    reference.poison(out)
+    blocks.vendor(problem, x, w, out)()
+    assert len(launched) == (way is not None)
+    assert reference.check(problem, out, expected) == ""
 
 
 @pytest.mark.parametrize("bias", [True, False])

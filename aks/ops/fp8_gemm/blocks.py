@@ -15,6 +15,9 @@ from aks.ops.scaled.spec import BLOCK
 
 _ROW_OF_BLOCK, _WHOLE_BLOCK = [ScalingType.BlockWise1x128.value], [ScalingType.BlockWise128x128.value]
 _PLAIN = [SwizzleType.NO_SWIZZLE.value]
+_WAYS = ((16, True), (16, False), (BLOCK, True), (BLOCK, False))
+"""What n and k are padded to a multiple of, and whether the bias is added by cuBLASLt, as it may refuse others."""
+_found: dict[tuple[Fp8GemmProblem, torch.device, bool], tuple[int, bool] | None] = {}
 
 
 def vendor(problem: Fp8GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Callable[[], object]:
@@ -22,17 +25,19 @@ def vendor(problem: Fp8GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Call
 
     On Hopper it is cuBLASLt's product with such scales (``torch.nn.functional.scaled_mm``), whose operands are copied
     into padded ones at each call where they are not as it wants them (``_scaled_mm``). It is launched to find out
-    whether it takes this product, unless a CUDA graph is being captured. Where it does not, and on other GPUs, x and w
-    are multiplied by their scales, rounded to bf16, and ``torch.mm`` does the rest.
+    whether it takes this product, once for each problem and GPU, but not while a CUDA graph is being captured. Where
+    it does not, and on other GPUs, x and w are multiplied by their scales, rounded to bf16, and ``torch.mm`` does the
+    rest.
     """
-    if _has_scaled_mm(x.device):
-        # n and k that are no multiple of a block may be refused, and so may a bias.
-        for multiple in (16, BLOCK):
-            for adds_bias in (True, False):
-                call = _scaled_mm(problem, x, w, out, multiple, adds_bias)
-                if torch.cuda.is_current_stream_capturing() or _runs(call):
-                    return call
-    return lambda: _dequantized_mm(x, w, out)
+    if not _has_scaled_mm(x.device):
+        return lambda: _dequantized_mm(x, w, out)
+    key = problem, x.device, w.bias is None
+    if key not in _found:
+        if torch.cuda.is_current_stream_capturing():
+            return _scaled_mm(problem, x, w, out, *_WAYS[0])
+        _found[key] = next((way for way in _WAYS if _runs(_scaled_mm(problem, x, w, out, *way))), None)
+    way = _found[key]
+    return _scaled_mm(problem, x, w, out, *way) if way else lambda: _dequantized_mm(x, w, out)
 
 
 def _has_scaled_mm(device: torch.device) -> bool:

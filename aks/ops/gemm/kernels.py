@@ -323,9 +323,9 @@ def _scale_rows(x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step, offs_m, n_
 
 @triton.jit
 def _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k, K):
-    """Scales of a tile's products over the GROUP of K from k, or the last one there is: [BLOCK_M]."""
+    """Scales of a tile's products over the GROUP of K from k, or the last one there is: [BLOCK_M] of x, one of w."""
     group = tl.minimum(k, K - 1) // GROUP
-    return tl.load(x_scales + group * x_scale_block) * tl.load(w_scales + group * w_scale_block)
+    return tl.load(x_scales + group * x_scale_block), tl.load(w_scales + group * w_scale_block)
 
 
 @triton.jit
@@ -446,7 +446,8 @@ def tiled_kernel(
         w_ptrs = w_ptr + tl.minimum(offs_n, N - 1).to(tl.int64)[:, None] * w_row + (k_start + offs_k)[None, :]
         w_step = BLOCK_K
     acc = _zeros(w_ptr, BLOCK_M, BLOCK_N, SWAP_AB)
-    scale = None
+    x_scale = None
+    w_scale = None
     if x_scale_block is not None:
         x_scales, w_scales = _scale_rows(
             x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step, offs_m, tile_n * BLOCK_N, M
@@ -458,21 +459,21 @@ def tiled_kernel(
     if PDL == 2:
         x = _load_x(x_ptrs, k_start - BLOCK_K + offs_k, k_end, EVEN_K)
         if x_scale_block is not None:
-            scale = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k_start - BLOCK_K, K)
-        acc = _multiply(x, w, acc, scale, SWAP_AB, MAX_IMPRECISE)
+            x_scale, w_scale = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k_start - BLOCK_K, K)
+        acc = _multiply(x, w, acc, x_scale, w_scale, SWAP_AB, MAX_IMPRECISE)
         x_ptrs += BLOCK_K
         w_ptrs += w_step
     if x_scale_block is not None:
-        scale = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k_start, K)
+        x_scale, w_scale = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k_start, K)
     for k in range(k_start, k_end, BLOCK_K):
         x = _load_x(x_ptrs, k + offs_k, k_end, EVEN_K)
         w = _load_w(w_ptrs, offs_n, N, k + offs_k, k_end, EVEN_K, W_KN)
         if x_scale_block is None:
-            acc = _multiply(x, w, acc, None, SWAP_AB, MAX_IMPRECISE)
+            acc = _multiply(x, w, acc, None, None, SWAP_AB, MAX_IMPRECISE)
         else:
-            next_scale = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k + BLOCK_K, K)
-            acc = _multiply(x, w, acc, scale, SWAP_AB, MAX_IMPRECISE)
-            scale = next_scale
+            next_scales = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k + BLOCK_K, K)
+            acc = _multiply(x, w, acc, x_scale, w_scale, SWAP_AB, MAX_IMPRECISE)
+            x_scale, w_scale = next_scales
         x_ptrs += BLOCK_K
         w_ptrs += w_step
     _finish(
@@ -514,16 +515,19 @@ def _zeros(w_ptr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SWAP_AB: tl.cons
 
 
 @triton.jit
-def _multiply(x, w, acc, scale, SWAP_AB: tl.constexpr, MAX_IMPRECISE: tl.constexpr):
+def _multiply(x, w, acc, x_scale, w_scale, SWAP_AB: tl.constexpr, MAX_IMPRECISE: tl.constexpr):
     """acc + x @ w.T, or its transpose; x [BLOCK_M, BLOCK_K], w [BLOCK_N, BLOCK_K].
 
-    Where there is a scale [BLOCK_M], what is added is multiplied by it first.
+    Where there are scales, [BLOCK_M] of x and one of w, what is added is multiplied by them first.
     """
-    if scale is not None:
+    if x_scale is not None:
+        # The tensor cores are at work before anybody waits for a scale.
         if SWAP_AB:
-            acc += tl.dot(w, x.T, out_dtype=acc.dtype) * scale[None, :]
+            product = tl.dot(w, x.T, out_dtype=acc.dtype)
+            acc += product * (x_scale * w_scale)[None, :]
         else:
-            acc += tl.dot(x, w.T, out_dtype=acc.dtype) * scale[:, None]
+            product = tl.dot(x, w.T, out_dtype=acc.dtype)
+            acc += product * (x_scale * w_scale)[:, None]
     elif SWAP_AB:
         acc = tl.dot(w, x.T, acc, max_num_imprecise_acc=MAX_IMPRECISE, out_dtype=acc.dtype)
     else:
@@ -567,17 +571,19 @@ def tma_kernel(
         w = tl.load(w_ptrs, mask=(offs_n < N)[:, None] & (offs_k < k_end)[None, :], other=0.0)
         k_start += BLOCK_K
     _start(w_ptr, w_row, tile_n * BLOCK_N, k_start, k_end, N, BLOCK_N, PREFETCH_K, W_KN, PDL)
-    scale = None
+    x_scale = None
+    w_scale = None
     if x_scale_block is not None:
         x_scales, w_scales = _scale_rows(
             x_scale_ptr, w_scale_ptr, x_scale_step, w_scale_step, offs_m, tile_n * BLOCK_N, M
         )  # fmt: skip
     if PDL == 2:
         if x_scale_block is not None:
-            scale = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k_start - BLOCK_K, K)
-        acc = _multiply(x_desc.load([tile_m * BLOCK_M, k_start - BLOCK_K]), w, acc, scale, SWAP_AB, MAX_IMPRECISE)
+            x_scale, w_scale = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k_start - BLOCK_K, K)
+        x = x_desc.load([tile_m * BLOCK_M, k_start - BLOCK_K])
+        acc = _multiply(x, w, acc, x_scale, w_scale, SWAP_AB, MAX_IMPRECISE)
     if x_scale_block is not None:
-        scale = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k_start, K)
+        x_scale, w_scale = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k_start, K)
     # A split ends on a block, except the last one, which K ends: the descriptor reads zeros past it.
     for k in range(k_start, k_end, BLOCK_K):
         x = x_desc.load([tile_m * BLOCK_M, k])
@@ -586,14 +592,15 @@ def tma_kernel(
         else:
             w = w_desc.load([tile_n * BLOCK_N, k])
         if x_scale_block is None:
-            acc = _multiply(x, w, acc, None, SWAP_AB, MAX_IMPRECISE)
+            acc = _multiply(x, w, acc, None, None, SWAP_AB, MAX_IMPRECISE)
         else:
             # A step ahead: it is there before the products are.
-            next_scale = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k + BLOCK_K, K)
-            acc = _multiply(x, w, acc, scale, SWAP_AB, MAX_IMPRECISE)
-            scale = next_scale
+            next_scales = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k + BLOCK_K, K)
+            acc = _multiply(x, w, acc, x_scale, w_scale, SWAP_AB, MAX_IMPRECISE)
+            x_scale, w_scale = next_scales
         if up_desc is not None:
-            up_acc = _multiply(x, up_desc.load([tile_n * BLOCK_N, k]), up_acc, None, SWAP_AB, MAX_IMPRECISE)
+            up = up_desc.load([tile_n * BLOCK_N, k])
+            up_acc = _multiply(x, up, up_acc, None, None, SWAP_AB, MAX_IMPRECISE)
     _finish(
         acc, up_acc, x_scale_ptr, w_scale_ptr if w_scale_block is None else None, x_scale_step, w_scale_step,
         bias_ptr, residual_ptr, residual_row, has_bias, has_residual, activation, out_ptr, out_row,
@@ -635,8 +642,8 @@ def persistent_kernel(
                 if x_scale_block is None:
                     acc = tl.dot(x, w.T, acc, max_num_imprecise_acc=MAX_IMPRECISE, out_dtype=acc.dtype)
                 else:
-                    scale = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k * BLOCK_K, K)
-                    acc = _multiply(x, w, acc, scale, False, None)
+                    x_scale, w_scale = _load_scale(x_scales, w_scales, x_scale_block, w_scale_block, k * BLOCK_K, K)
+                    acc = _multiply(x, w, acc, x_scale, w_scale, False, None)
         offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
         offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
         acc = _fuse(
