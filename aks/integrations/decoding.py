@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -221,11 +222,11 @@ def bench_decode(
     length = length or Length()
     _check(model, batches, ways, length)
 
-    quantized = {kind: _quantized(model, one.precision) for kind, one in kernels.items()}
+    quantized = {precision: _quantized(model, precision) for precision in {one.precision for one in kernels.values()}}
 
     @contextmanager
     def patched(kind: str) -> Iterator[None]:
-        layers, fusions = quantized[kind], kernels[kind].fusions
+        layers, fusions = quantized[kernels[kind].precision], kernels[kind].fusions
         exchange(model, layers)
         if fusions is not None:
             patch(model, static_weights=static_weights, fuse=fusions, verbose=False)
@@ -238,15 +239,15 @@ def bench_decode(
             exchange(model, {new: old for old, new in layers.items()})
 
     rates = []
-    for batch in batches:
+    for batch, way in product(batches, ways):
         decoder = Decoder(model, batch, length)
         reference = decoder.step(model).float().clone()
-        for way in ways:
-            # A compiler that has many versions of a function refuses the next.
-            torch.compiler.reset()
-            runs: dict[str, Callable[[], Tensor]] = {}
-            seconds: dict[str, list[float]] = {}
-            errors: dict[str, float] = {}
+        torch.compiler.reset()
+        runs: dict[str, Callable[[], Tensor]] = {}
+        seconds: dict[str, list[float]] = {}
+        errors: dict[str, float] = {}
+        # A compiler that has many versions of a function refuses the next.
+        with torch._dynamo.config.patch(recompile_limit=8 * len(kernels)):
             for kind in kernels:
                 say(f"batch {batch}: preparing {way}, {kind}")
                 with patched(kind):
@@ -258,9 +259,9 @@ def bench_decode(
                 for kind, run in runs.items():
                     with patched(kind):
                         seconds[kind].append(_time(decoder, run, length.steps))
-            for kind in kernels:
-                taken = [batch * length.steps / one for one in seconds[kind]]
-                rates.append(DecodeRate(batch, way, kind, median(taken), min(taken), max(taken), errors[kind]))
+        for kind in kernels:
+            taken = [batch * length.steps / one for one in seconds[kind]]
+            rates.append(DecodeRate(batch, way, kind, median(taken), min(taken), max(taken), errors[kind]))
     return rates
 
 

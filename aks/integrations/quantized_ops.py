@@ -198,15 +198,15 @@ def _linear(kind: Kind, x: Tensor, w: Tensor, w_scale: Tensor, bias: Any, x_scal
     if x_scale is None:
         rows, x_scale = SCALINGS[scaling].quantise(rows, kind.dtype)
     operands = Operands(w, x_scale.reshape(-1), w_scale, bias)
-    call = kind.call.call_of(rows, operands, out, *mode)
-    if call is None:  # strides that no kernel takes
+    posed = kind.call.call_of(rows, operands, out, *mode)
+    if posed is None:  # strides that no kernel takes
         rows = rows.contiguous()
         given = {name: tensor for name, tensor in operands._asdict().items() if tensor is not None}
         operands = Operands(**{name: tensor.contiguous() for name, tensor in given.items()})
-        call = kind.call.call_of(rows, operands, out, *mode)
+        posed = kind.call.call_of(rows, operands, out, *mode)
     dispatcher = _dispatcher(kind.op, x)
-    if not (dispatcher and dispatcher.launch(call, rows, operands, out)):
-        kind.vendor(call.problem(), rows.view(call.m, call.k), operands, out.view(call.m, call.n))()
+    if not (dispatcher and dispatcher.launch(posed, rows, operands, out)):
+        kind.vendor(posed.problem(), rows.view(posed.m, posed.k), operands, out.view(posed.m, posed.n))()
     return out
 
 
