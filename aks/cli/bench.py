@@ -63,8 +63,9 @@ def decode(
     kernels: Annotated[
         str,
         typer.Option(
-            help="torch (as it is), aks (patched), fp8, int8 (quantised and patched), fp8-vendor, int8-vendor (of the "
-            "same weights, by torch._scaled_mm and torch._int_mm); comma-separated."
+            help="torch (as it is), aks (patched), fp8, int8 (quantised and patched), fp8-vendor-mm, int8-vendor-mm "
+            "(likewise, with products by torch._scaled_mm and torch._int_mm), fp8-vendor, int8-vendor (quantised, all "
+            "by PyTorch's kernels); comma-separated."
         ),
     ] = "torch,aks",
     context: Annotated[int, typer.Option(min=1, help="Tokens before the first step.")] = 128,
@@ -90,7 +91,7 @@ def decode(
       aks bench decode --model llama-1b --layers 4 --ways eager,graph
       aks bench decode --model gpt-oss-20b --context 32 --steps 32
       aks bench decode --ways graph --each-fusion
-      aks bench decode --ways graph --kernels torch,aks,fp8,fp8-vendor,int8,int8-vendor
+      aks bench decode --ways graph --kernels torch,aks,fp8,fp8-vendor-mm,fp8-vendor
     """
     from importlib.metadata import version
 
@@ -208,7 +209,7 @@ def _device_name(model: Any) -> str:
 
 def _print_rates(about: dict[str, str], rates: Sequence[DecodeRate]) -> None:
     print(", ".join(f"{name} {value}" for name, value in about.items() if name != "command"))
-    print(f"{'batch':>5} {'way':<9} {'kernels':<11} {'tokens/s':>10} {'slowest':>10} {'fastest':>10}", end="")
+    print(f"{'batch':>5} {'way':<9} {'kernels':<14} {'tokens/s':>10} {'slowest':>10} {'fastest':>10}", end="")
     print(f" {'over torch':>11} {'over compiled':>14} {'logits differ':>14}")
     known = {(rate.batch, rate.way, rate.kernels): rate.tokens_per_s for rate in rates}
     for rate in rates:
@@ -217,6 +218,6 @@ def _print_rates(about: dict[str, str], rates: Sequence[DecodeRate]) -> None:
             for key in ((rate.batch, rate.way, "torch"), (rate.batch, "compiled", "torch"))
         ]
         print(
-            f"{rate.batch:>5} {rate.way:<9} {rate.kernels:<11} {rate.tokens_per_s:>10.1f} {rate.slowest:>10.1f} "
+            f"{rate.batch:>5} {rate.way:<9} {rate.kernels:<14} {rate.tokens_per_s:>10.1f} {rate.slowest:>10.1f} "
             f"{rate.fastest:>10.1f} {ratios[0]:>11} {ratios[1]:>14} {rate.logits_error:>14.2g}"
         )

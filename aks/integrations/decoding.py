@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from statistics import median
 from typing import Any
 
@@ -28,6 +29,7 @@ from aks.integrations.quantized import PRECISIONS
 from aks.integrations.quantized_ops import vendor_only
 from aks.integrations.quantizing import SKIPPED, exchange, kind_of, reason_to_skip, settle
 from aks.integrations.summary import linear_layers
+from aks.ops.quantize_rows.spec import QUANTIZE_ROWS
 
 WAYS = ("eager", "graph", "compiled")
 """How a step runs: op by op; replayed from a CUDA graph; by ``torch.compile(mode="max-autotune")``."""
@@ -38,21 +40,24 @@ class Kernels:
     """What runs a model.
 
     fusions: of ``aks.patch``; None: it is not patched. precision: what ``aks.quantize`` makes of it first; empty: it
-    stays as it is. vendor: quantised layers run by PyTorch's kernels (``torch._scaled_mm``, ``torch._int_mm``).
+    stays as it is. vendor: ops of quantised layers that PyTorch's kernels do (``torch._scaled_mm``, ``torch._int_mm``).
     """
 
     fusions: Collection[str] | None = None
     precision: str = ""
-    vendor: bool = False
+    vendor: Collection[str] = ()
 
 
+_PRODUCTS = {name: layer.kind.op.name for name, layer in PRECISIONS.items()}
 KERNELS = {
     "torch": Kernels(),
     "aks": Kernels(FUSIONS),
-    **{precision: Kernels(FUSIONS, precision) for precision in PRECISIONS},
-    **{f"{precision}-vendor": Kernels(None, precision, vendor=True) for precision in PRECISIONS},
+    **{name: Kernels(FUSIONS, name) for name in _PRODUCTS},
+    **{f"{name}-vendor-mm": Kernels(FUSIONS, name, (op,)) for name, op in _PRODUCTS.items()},
+    **{f"{name}-vendor": Kernels(None, name, (op, QUANTIZE_ROWS.name)) for name, op in _PRODUCTS.items()},
 }
-"""By name: PyTorch's kernels; a patched model; quantised and patched; quantised, and run by PyTorch's kernels."""
+"""By name: PyTorch's kernels; a patched model; quantised and patched; that, but for its products, which are the
+vendor's; quantised, and all by PyTorch's kernels."""
 BF16_KERNELS = {name: KERNELS[name] for name in ("torch", "aks")}
 EACH_FUSION = {
     "torch": Kernels(),
@@ -217,16 +222,16 @@ def bench_decode(
     length = length or Length()
     _check(model, batches, ways, length)
 
-    quantized = {kind: _quantized(model, one.precision) for kind, one in kernels.items()}
+    quantized = {precision: _quantized(model, precision) for precision in {one.precision for one in kernels.values()}}
 
     @contextmanager
     def patched(kind: str) -> Iterator[None]:
-        layers, fusions = quantized[kind], kernels[kind].fusions
+        layers, fusions = quantized[kernels[kind].precision], kernels[kind].fusions
         exchange(model, layers)
         if fusions is not None:
             patch(model, static_weights=static_weights, fuse=fusions, verbose=False)
         try:
-            with vendor_only() if kernels[kind].vendor else nullcontext():
+            with vendor_only(kernels[kind].vendor):
                 yield
         finally:
             if fusions is not None:
@@ -234,15 +239,15 @@ def bench_decode(
             exchange(model, {new: old for old, new in layers.items()})
 
     rates = []
-    for batch in batches:
+    for batch, way in product(batches, ways):
         decoder = Decoder(model, batch, length)
         reference = decoder.step(model).float().clone()
-        for way in ways:
-            # A compiler that has many versions of a function refuses the next.
-            torch.compiler.reset()
-            runs: dict[str, Callable[[], Tensor]] = {}
-            seconds: dict[str, list[float]] = {}
-            errors: dict[str, float] = {}
+        torch.compiler.reset()
+        runs: dict[str, Callable[[], Tensor]] = {}
+        seconds: dict[str, list[float]] = {}
+        errors: dict[str, float] = {}
+        # A compiler that has many versions of a function refuses the next.
+        with torch._dynamo.config.patch(recompile_limit=8 * len(kernels)):
             for kind in kernels:
                 say(f"batch {batch}: preparing {way}, {kind}")
                 with patched(kind):
@@ -254,9 +259,9 @@ def bench_decode(
                 for kind, run in runs.items():
                     with patched(kind):
                         seconds[kind].append(_time(decoder, run, length.steps))
-            for kind in kernels:
-                taken = [batch * length.steps / one for one in seconds[kind]]
-                rates.append(DecodeRate(batch, way, kind, median(taken), min(taken), max(taken), errors[kind]))
+        for kind in kernels:
+            taken = [batch * length.steps / one for one in seconds[kind]]
+            rates.append(DecodeRate(batch, way, kind, median(taken), min(taken), max(taken), errors[kind]))
     return rates
 
 

@@ -12,6 +12,7 @@ from aks.core.device import DeviceSpec
 from aks.core.errors import GraphError
 from aks.integrations import fusing
 from aks.integrations.modules import Linear
+from aks.integrations.quantized import QuantizedLinear
 from aks.ops import find_op
 from aks.ops.fused_linear import call as fused_linear_call
 from aks.ops.gemm.call import problem_of
@@ -23,7 +24,7 @@ from aks.runtime.served import Dispatcher
 
 
 def layers_of(model: nn.Module) -> tuple[Layer, ...]:
-    """The problems that a patched model's layers pose, each once: ``aks.nn.Linear``, and what ``aks.patch`` fused.
+    """The problems that a model's layers pose, each once: ``aks.nn.Linear``, fused and quantised layers.
 
     Operands other than weights are taken for contiguous and aligned to 16 bytes, as PyTorch allocates them; the
     model is taken to be called without gradients. Left out are layers whose weight the kernels do not take, and norms
@@ -91,7 +92,7 @@ def _served(model: nn.Module, layers: tuple[Layer, ...]) -> list[Dispatcher]:
 def _layers(model: nn.Module) -> Iterator[Layer]:
     """Every layer that kernels take, in the order of the model's modules; the parts of a gated one with it."""
     with_residual = fusing.fused_with_residuals(model)
-    widths = {module.in_features for module in model.modules() if isinstance(module, Linear)}
+    widths = {module.in_features for module in model.modules() if isinstance(module, Linear | QuantizedLinear)}
     inside: set[nn.Module] = set()
     for name, module in model.named_modules():
         found: list[Layer | None] = []
@@ -104,6 +105,8 @@ def _layers(model: nn.Module) -> Iterator[Layer]:
             found = _gated(name, names, linears, activation, module in with_residual)
         elif isinstance(module, Linear) and module not in inside:
             found = [_linear(name, module)]
+        elif isinstance(module, QuantizedLinear):
+            found = [Layer(name, problem) for problem in module.problems(_is_static(module))]
         yield from _taken(found)
 
 
@@ -159,7 +162,7 @@ def _norm(name: str, norm: tuple[Tensor, float, bool], adds: bool) -> Layer | No
     return alone and Layer(name, alone.problem())
 
 
-def _is_static(layer: Linear) -> bool:
+def _is_static(layer: Linear | QuantizedLinear) -> bool:
     """Whether the weight is static once the layer has been called with it (``aks.nn.Linear``)."""
     if layer.training or layer.static_weights is not None:
         return bool(layer.static_weights) and not layer.training

@@ -7,12 +7,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from aks.core.problem import Problem
 from aks.integrations import quantized_ops
 from aks.integrations.modules import WatchesWeight
 from aks.integrations.quantized_ops import SCALINGS, scalings_of
-from aks.ops.fp8_gemm.spec import FP8_GEMM
-from aks.ops.int8_gemm.spec import INT8_GEMM
-from aks.ops.op import Op
 from aks.ops.quantize_rows.reference import quantize
 
 _NEEDED_MULTIPLE = 16
@@ -42,9 +40,7 @@ class QuantizedLinear(WatchesWeight, nn.Module):
     """
 
     precision: ClassVar[str]
-    op: ClassVar[Op]
-    dtype: ClassVar[torch.dtype]
-    """Of the weight."""
+    kind: ClassVar[quantized_ops.Kind]
 
     weight: Tensor
     weight_scale: Tensor
@@ -61,14 +57,13 @@ class QuantizedLinear(WatchesWeight, nn.Module):
         static_weights: bool | None = None,
     ) -> None:
         super().__init__()
-        if scaling not in scalings_of(self.op):
-            raise ValueError(
-                f"scaling is {scaling!r}; aks.nn.{type(self).__name__} takes {', '.join(scalings_of(self.op))}"
-            )
+        known = scalings_of(self.kind.op)
+        if scaling not in known:
+            raise ValueError(f"scaling is {scaling!r}; aks.nn.{type(self).__name__} takes {', '.join(known)}")
         self.in_features, self.out_features, self.scaling = in_features, out_features, scaling
         self.static_weights = static_weights
         shape = SCALINGS[scaling].w_shape(out_features, in_features)
-        self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=self.dtype, device=device))
+        self.register_buffer("weight", torch.zeros(out_features, in_features, dtype=self.kind.dtype, device=device))
         self.register_buffer("weight_scale", torch.ones(shape, dtype=torch.float32, device=device))
         made = torch.zeros(out_features, dtype=torch.bfloat16, device=device) if bias else None
         self.register_buffer("bias", made)
@@ -100,7 +95,7 @@ class QuantizedLinear(WatchesWeight, nn.Module):
 
     def quantize_weight(self, weight: Tensor, scaling: str) -> tuple[Tensor, Tensor]:
         """Weight and scales of a weight [out_features, in_features] of floats."""
-        return quantize(weight, self.dtype, by_row=scaling == "row")
+        return quantize(weight, self.kind.dtype, by_row=scaling == "row")
 
     def forward(self, input: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features], of x's dtype."""
@@ -108,12 +103,18 @@ class QuantizedLinear(WatchesWeight, nn.Module):
             static: bool | None = self.is_static_compiled(self.weight)
         else:
             static = self.is_static(self._buffers["weight"])  # type: ignore[arg-type]
-        y = self.multiply(input, bool(static))
+        given = self.weight, self.weight_scale, self.bias, None
+        y = quantized_ops.call(self.kind, input, *given, *self.mode(bool(static)))
         return y if y.dtype == input.dtype else y.to(input.dtype)
 
-    def multiply(self, x: Tensor, static_weights: bool) -> Tensor:
-        """``forward`` to bf16."""
-        raise NotImplementedError
+    def mode(self, static_weights: bool) -> tuple[bool, ...]:
+        """What the op's calls are told beside tensors."""
+        return (static_weights,)
+
+    def problems(self, static_weights: bool) -> tuple[Problem, ...]:
+        """What a call with one row of bf16 poses, in the order of the launches."""
+        mode = self.mode(static_weights)
+        return quantized_ops.problems_of(self.kind, self.weight, self.weight_scale, self.bias, *mode)
 
     def extra_repr(self) -> str:
         return (
@@ -144,24 +145,19 @@ class QuantizedLinear(WatchesWeight, nn.Module):
 class Fp8Linear(QuantizedLinear):
     """A ``QuantizedLinear`` of 8-bit floats (e4m3), computed by ``aks.fp8_linear``; scaling ``row`` or ``tensor``."""
 
-    precision, op, dtype = "fp8", FP8_GEMM, torch.float8_e4m3fn
+    precision, kind = "fp8", quantized_ops.FP8
 
     fast_accum = True
     """As of ``aks.fp8_linear``; set it on the layer."""
 
-    def multiply(self, x: Tensor, static_weights: bool) -> Tensor:
-        return quantized_ops.fp8_linear(
-            x, self.weight, self.weight_scale, self.bias, fast_accum=self.fast_accum, static_weights=static_weights
-        )
+    def mode(self, static_weights: bool) -> tuple[bool, ...]:
+        return self.fast_accum, static_weights
 
 
 class Int8Linear(QuantizedLinear):
     """A ``QuantizedLinear`` of 8-bit integers, computed by ``aks.int8_linear``; scaling ``row``."""
 
-    precision, op, dtype = "int8", INT8_GEMM, torch.int8
-
-    def multiply(self, x: Tensor, static_weights: bool) -> Tensor:
-        return quantized_ops.int8_linear(x, self.weight, self.weight_scale, self.bias, static_weights=static_weights)
+    precision, kind = "int8", quantized_ops.INT8
 
 
 PRECISIONS: dict[str, type[QuantizedLinear]] = {kind.precision: kind for kind in (Fp8Linear, Int8Linear)}

@@ -8,7 +8,7 @@ compiled or exported has one opaque op. All are for inference: a gradient is ref
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from aks.core.problem import Problem
 from aks.integrations import torch_ops
 from aks.ops.fp8_gemm import call as fp8_call
 from aks.ops.fp8_gemm import reference as fp8_reference
@@ -78,7 +79,7 @@ def fp8_linear(
     RuntimeError
         If a gradient is wanted.
     """
-    return _call(_FP8, x, w, w_scale, bias, x_scale, fast_accum, static_weights)
+    return call(FP8, x, w, w_scale, bias, x_scale, fast_accum, static_weights)
 
 
 def int8_linear(
@@ -94,7 +95,7 @@ def int8_linear(
 
     What no kernel takes, or the tree declines, is ``torch._int_mm`` and PyTorch's multiplications.
     """
-    return _call(_INT8, x, w, w_scale, bias, x_scale, static_weights)
+    return call(INT8, x, w, w_scale, bias, x_scale, static_weights)
 
 
 def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -129,21 +130,21 @@ def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def vendor_only() -> Iterator[None]:
-    """These functions, in this process, by the vendor's way alone: what one compares with."""
-    global _dispatches
-    before, _dispatches = _dispatches, False
+def vendor_only(ops: Collection[str] = (FP8_GEMM.name, INT8_GEMM.name, QUANTIZE_ROWS.name)) -> Iterator[None]:
+    """Ops of these functions by the vendor's way alone, in this process: what one compares with."""
+    global _left_to_vendor
+    before, _left_to_vendor = _left_to_vendor, frozenset(ops)
     try:
         yield
     finally:
-        _dispatches = before
+        _left_to_vendor = before
 
 
-_dispatches = True
+_left_to_vendor: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
-class _Kind:
+class Kind:
     """A product of quantised matrices: name of the function, its op, what is of the op, the 8-bit type."""
 
     name: str
@@ -153,12 +154,12 @@ class _Kind:
     dtype: torch.dtype
 
 
-_FP8 = _Kind("fp8_linear", FP8_GEMM, fp8_call, fp8_reference.vendor, torch.float8_e4m3fn)
-_INT8 = _Kind("int8_linear", INT8_GEMM, int8_call, int8_reference.vendor, torch.int8)
+FP8 = Kind("fp8_linear", FP8_GEMM, fp8_call, fp8_reference.vendor, torch.float8_e4m3fn)
+INT8 = Kind("int8_linear", INT8_GEMM, int8_call, int8_reference.vendor, torch.int8)
 
 
 class Scaling(NamedTuple):
-    """How the scales of a product lie."""
+    """How the scales of a product lie; op: what quantises x, if any does."""
 
     w_shape: Callable[[int, int], tuple[int, ...]]
     """Of w_scale, by N and K."""
@@ -166,10 +167,11 @@ class Scaling(NamedTuple):
     """Scales of x, by its rows and K."""
     quantise: Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]
     """x to values and scales."""
+    op: Op | None = None
 
 
 SCALINGS = {
-    "row": Scaling(lambda n, k: (n,), lambda m, k: m, lambda x, dtype: _quantize_rows(x, dtype)),
+    "row": Scaling(lambda n, k: (n,), lambda m, k: m, lambda x, dtype: _quantize_rows(x, dtype), QUANTIZE_ROWS),
     "tensor": Scaling(lambda n, k: (1,), lambda m, k: 1, partial(quantize_reference.quantize, by_row=False)),
 }
 
@@ -179,15 +181,15 @@ def scalings_of(op: Op) -> tuple[str, ...]:
     return tuple(name for name in op.problem_type.CHOICES.get("scaling", ("row",)) if name in SCALINGS)
 
 
-def _call(kind: _Kind, x: Tensor, w: Tensor, w_scale: Tensor, bias: Any, x_scale: Any, *mode: bool) -> Tensor:
+def call(kind: Kind, x: Tensor, w: Tensor, w_scale: Tensor, bias: Any, x_scale: Any, *mode: bool) -> Tensor:
+    """The function of a kind; mode: what its op's ``call_of`` takes beside tensors."""
     if torch.compiler.is_compiling() or not torch_ops.is_plain(x, w):
         return getattr(torch.ops.aks, kind.name)(x, w, w_scale, bias, x_scale, *mode)
     _refuse_gradients(kind.name, x, w, w_scale, bias, x_scale)
     return _linear(kind, x, w, w_scale, bias, x_scale, *mode)
 
 
-def _linear(kind: _Kind, x: Tensor, w: Tensor, w_scale: Tensor, bias: Any, x_scale: Any, *mode: bool) -> Tensor:
-    """The product; mode: what the op's ``call_of`` takes beside tensors."""
+def _linear(kind: Kind, x: Tensor, w: Tensor, w_scale: Tensor, bias: Any, x_scale: Any, *mode: bool) -> Tensor:
     scaling = _check(kind, x, w, w_scale, bias, x_scale)
     rows = x if x.dim() == 2 or x.is_contiguous() else x.reshape(-1, x.shape[-1])
     out = x.new_empty((*x.shape[:-1], w.shape[0]), dtype=torch.bfloat16)
@@ -196,16 +198,27 @@ def _linear(kind: _Kind, x: Tensor, w: Tensor, w_scale: Tensor, bias: Any, x_sca
     if x_scale is None:
         rows, x_scale = SCALINGS[scaling].quantise(rows, kind.dtype)
     operands = Operands(w, x_scale.reshape(-1), w_scale, bias)
-    call = kind.call.call_of(rows, operands, out, *mode)
-    if call is None:  # strides that no kernel takes
+    posed = kind.call.call_of(rows, operands, out, *mode)
+    if posed is None:  # strides that no kernel takes
         rows = rows.contiguous()
         given = {name: tensor for name, tensor in operands._asdict().items() if tensor is not None}
         operands = Operands(**{name: tensor.contiguous() for name, tensor in given.items()})
-        call = kind.call.call_of(rows, operands, out, *mode)
+        posed = kind.call.call_of(rows, operands, out, *mode)
     dispatcher = _dispatcher(kind.op, x)
-    if not (dispatcher and dispatcher.launch(call, rows, operands, out)):
-        kind.vendor(call.problem(), rows.view(call.m, call.k), operands, out.view(call.m, call.n))()
+    if not (dispatcher and dispatcher.launch(posed, rows, operands, out)):
+        kind.vendor(posed.problem(), rows.view(posed.m, posed.k), operands, out.view(posed.m, posed.n))()
     return out
+
+
+def problems_of(kind: Kind, w: Tensor, w_scale: Tensor, bias: Tensor | None, *mode: bool) -> tuple[Problem, ...]:
+    """What a bf16 x of one row poses, in the order of the launches: to quantise it, and the product."""
+    x = w.new_empty((1, w.shape[1]), dtype=torch.bfloat16)
+    scaling = SCALINGS[_check(kind, x, w, w_scale, bias, None)]
+    values, x_scale = torch.empty_like(x, dtype=kind.dtype), w_scale.new_empty(scaling.x_count(*x.shape))
+    calls = [kind.call.call_of(values, Operands(w, x_scale, w_scale, bias), x.new_empty((1, w.shape[0])), *mode)]
+    if scaling.op is QUANTIZE_ROWS:
+        calls.insert(0, quantize_call.call_of(x, x_scale, values))
+    return tuple(call.problem() for call in calls if call)
 
 
 def _quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -224,12 +237,12 @@ def _quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _dispatcher(op: Op, x: Tensor) -> layers.LayerDispatcher | None:
-    if not _dispatches or x.device.type != torch_ops.DEVICE_TYPE:
+    if op.name in _left_to_vendor or x.device.type != torch_ops.DEVICE_TYPE:
         return None
     return layers.layer_dispatcher(op, x.get_device())
 
 
-def _check(kind: _Kind, x: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | None, x_scale: Tensor | None) -> str:
+def _check(kind: Kind, x: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | None, x_scale: Tensor | None) -> str:
     """The scaling that w_scale says; raises ``ValueError`` if operands do not fit."""
     if w.dtype != kind.dtype or w.dim() != 2:
         raise ValueError(f"aks.{kind.name}: w is {_said(w)}; wanted [N, K] of {kind.dtype}")
@@ -300,7 +313,7 @@ def _define(name: str, schema: str, run: Callable[..., Any], fake: Callable[...,
     torch.library.register_fake(f"aks::{name}", fake, lib=_LIBRARY)
 
 
-def _define_linear(kind: _Kind, modes: str, defaults: tuple[bool, ...]) -> None:
+def _define_linear(kind: Kind, modes: str, defaults: tuple[bool, ...]) -> None:
     # PyTorch leaves trailing arguments out that have their defaults.
     def run(x, w, w_scale, bias=None, x_scale=None, *mode: bool) -> Tensor:
         return _linear(kind, x, w, w_scale, bias, x_scale, *mode, *defaults[len(mode) :])
@@ -321,6 +334,6 @@ def _fake_quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape[:-1], dtype=torch.float32)
 
 
-_define_linear(_FP8, "bool fast_accum=True, bool static_weights=False", (True, False))
-_define_linear(_INT8, "bool static_weights=False", (False,))
+_define_linear(FP8, "bool fast_accum=True, bool static_weights=False", (True, False))
+_define_linear(INT8, "bool static_weights=False", (False,))
 _define("quantize_rows", "(Tensor x, ScalarType dtype) -> (Tensor, Tensor)", _quantize_rows, _fake_quantize_rows)

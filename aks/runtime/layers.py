@@ -1,4 +1,4 @@
-"""Dispatchers of ops that fuse what PyTorch has several kernels for: ``fused_linear``, ``rms_norm``.
+"""Dispatchers of ops that fuse what PyTorch has several kernels for (``fused_linear``, ``rms_norm``) or have 8 bits.
 
 Where their trees decline, the caller runs PyTorch's kernels one after the other, as it would have without us.
 """

@@ -18,6 +18,8 @@ from aks.core.errors import GraphError
 from aks.core.problem import Problem
 from aks.integrations import fusing
 from aks.ops.gemm.spec import GEMM, GemmProblem
+from aks.ops.quantize_rows.spec import QuantizeRowsProblem
+from aks.runtime.graphs import ops_of
 from aks.runtime.predictor import Predictor
 from tests.integrations import test_fusing
 from tests.integrations.test_fusing import patched
@@ -120,6 +122,19 @@ def test_norms_of_rows_that_no_layer_takes_are_left_out(stand_in) -> None:
     summary = patched(model)
     assert summary.fused["2"] == "RMSNorm"
     assert {layer.problem.to_row()["k"] for layer in graphs.layers_of(model) if layer.problem.OP == "rms_norm"} == {64}
+
+
+@pytest.mark.parametrize(("precision", "scaling"), [("fp8", "row"), ("fp8", "tensor"), ("int8", "row")])
+def test_quantised_layers_pose_what_a_step_of_them_launches(stand_in, precision: str, scaling: str) -> None:
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)), nn.Linear(64, 32, bias=False)).bfloat16().eval()
+    aks.quantize(model, precision, scaling=scaling, verbose=False)
+    layers = graphs.layers_of(model)
+    by_op = {op: {layer.problem: layer.count for layer in layers if op == layer.problem.OP} for op in ops_of(layers)}
+    with torch.no_grad():
+        model(torch.randn(1, 64).bfloat16())
+    assert by_op.pop(f"{precision}_gemm") == Counter(stand_in.layers[f"{precision}_gemm"].calls)
+    quantised = {QuantizeRowsProblem(m=1, k=64, out_dtype=precision): 4}
+    assert by_op == ({"quantize_rows": quantised} if scaling == "row" else {})
 
 
 @pytest.mark.gpu

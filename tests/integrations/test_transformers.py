@@ -130,7 +130,7 @@ def check_quantized(family: str, precision: str, device: str, hidden: int, bound
     assert len(summary.replaced) == FAMILIES[family] - 1 and set(summary.skipped) == {"lm_head"}
     for name in summary.replaced:
         parent, _, last = name.rpartition(".")
-        layer = FakeQuantized(other.get_submodule(name), PRECISIONS[precision].dtype)
+        layer = FakeQuantized(other.get_submodule(name), PRECISIONS[precision].kind.dtype)
         setattr(other.get_submodule(parent), last, layer)
     wanted, logits = logits_of(other, tokens), logits_of(model, tokens)
     assert (logits - wanted).norm() <= bound * wanted.norm()
@@ -178,14 +178,15 @@ def test_decode_rates_of_quantised_models(stand_in) -> None:
     model = decoding.make_model("tiny", device="cpu", layers=1)
     before = dict(model.named_modules())
     kinds = decoding.KERNELS
-    assert list(kinds) == ["torch", "aks", "fp8", "int8", "fp8-vendor", "int8-vendor"]
+    ways = ("", "-vendor-mm", "-vendor")
+    assert {*kinds} == {"torch", "aks", *(f"{precision}{way}" for precision in ("fp8", "int8") for way in ways)}
     length = decoding.Length(context=4, steps=2, rounds=1)
     rates = decoding.bench_decode(model, [1], ["eager"], length, kernels=kinds)
     errors = {rate.kernels: rate.logits_error for rate in rates}
     assert errors["torch"] == 0 and errors["aks"] <= 2e-2
     for precision, error in (("fp8", 0.2), ("int8", 0.06)):
-        for kind in (precision, f"{precision}-vendor"):
-            assert errors["aks"] < errors[kind] < error, errors
+        for way in ways:
+            assert errors["aks"] < errors[f"{precision}{way}"] < error, errors
         calls = stand_in.layers[f"{precision}_gemm"].calls
         # 7 layers; 3 warm steps, one to compare, a round of 2 with one before it. The vendor's way is none of ours.
         assert len(calls) == 7 * 7 and all(problem.static_weights for problem in calls)
@@ -280,10 +281,14 @@ def test_every_way_to_decode_agrees(shipped_tree) -> None:
 
 
 @gpu
-@pytest.mark.parametrize("way", decoding.WAYS)
-def test_every_way_to_decode_quantised_agrees(way: str) -> None:
+@pytest.mark.parametrize(
+    ("ways", "kinds"),
+    [(["eager", "graph"], list(decoding.KERNELS)), (["compiled"], ["torch", "fp8", "int8-vendor"])],
+    ids=["steps", "compiled"],
+)
+def test_every_way_to_decode_quantised_agrees(ways: list[str], kinds: list[str]) -> None:
     model = decoding.make_model("llama-1b", device="cuda", layers=2)
     length = decoding.Length(context=16, steps=4, rounds=1)
-    rates = decoding.bench_decode(model, [1, 20], [way], length, kernels=decoding.KERNELS)
-    for rate in rates:
-        assert rate.logits_error <= (3e-2 if rate.kernels in ("torch", "aks") else 0.2), rate
+    kernels = {kind: decoding.KERNELS[kind] for kind in kinds}
+    for rate in decoding.bench_decode(model, [1, 20], ways, length, kernels=kernels):
+        assert rate.logits_error <= (0.2 if decoding.KERNELS[rate.kernels].precision else 3e-2), rate

@@ -41,7 +41,8 @@ def differences(device: str) -> list[str]:
     for x in (special_rows(), special_rows(torch.float16)):
         for name in OUT_DTYPES:
             values, scale = quantize(x, EIGHT_BIT[name])
-            problem = QuantizeRowsProblem(*x.shape, "bf16" if x.dtype == torch.bfloat16 else "fp16", name)
+            dtype = "bf16" if x.dtype == torch.bfloat16 else "fp16"
+            problem = QuantizeRowsProblem(m=x.shape[0], k=x.shape[1], dtype=dtype, out_dtype=name)
             configs = {c.to_row()["kind"]: c for c in QUANTIZE_ROWS.space.legal(problem, find_device("h200"))}
             for config in configs.values():
                 out, out_scale = torch.empty_like(values, device=device), torch.empty_like(scale, device=device)
@@ -82,7 +83,7 @@ def test_values_times_scales_are_near(dtype: torch.dtype, by_row: bool) -> None:
     values, scale = quantize(x, dtype, by_row)
     assert scale.shape == ((3,) if by_row else (1,)) and values.dtype == dtype
     exact = x.double()
-    absmax = exact.abs().amax(-1 if by_row else None)
+    absmax = exact.abs().amax(-1)  # where all of x has one scale, it is a row
     torch.testing.assert_close(scale.double(), (absmax / TOPS[dtype]).view(-1), rtol=1e-6, atol=0)
     error = (values.double() * scale.double()[:, None] - exact).abs()
     # Half a step: of int8 half a scale; of e4m3 2^-4 of a value, or half of the least step, 2^-9 scales.
