@@ -135,7 +135,7 @@ def vendor(problem: Int4GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Cal
     if x.device.type == "cpu":
         return lambda: out.copy_(reference(problem, x, w))
     if w.tiny is None:
-        return lambda: _multiply(x, dequantize(w.weight), w.bias, out)
+        return unpacked(problem, x, w, out)
     packed, scales = w.tiny
     as_it_is = x.is_contiguous() and problem.alignment == 16
 
@@ -161,7 +161,14 @@ def dequantized(problem: Int4GemmProblem, x: Tensor, w: Operands, out: Tensor) -
     return lambda: _multiply(x, dense, w.bias, out)
 
 
-ROUTINES = {"torch": vendor, "dequantized": dequantized}
+def unpacked(problem: Int4GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Callable[[], object]:
+    """A call that dequantises the weights, for some 40 operations of PyTorch, and multiplies by ``torch.mm``."""
+    if x.device.type == "cpu":
+        return lambda: out.copy_(reference(problem, x, w))
+    return lambda: _multiply(x, dequantize(w.weight), w.bias, out)
+
+
+ROUTINES = {"torch": vendor, "dequantized": dequantized, "unpacked": unpacked}
 """By kind of config, those that are not our kernels."""
 
 

@@ -18,7 +18,7 @@ from aks.ops.gemm.spec import SHAPE_RULES, SPLIT_COUNTERS, SPLIT_WORKSPACE_BYTES
 from aks.ops.op import Op
 from aks.ops.tiles import Tiling, arithmetic_ns, tile_features, tile_wave_features
 
-KINDS = ("torch", "dequantized", "burst", "ring", "double", "sparse")
+KINDS = ("torch", "dequantized", "unpacked", "burst", "ring", "double", "sparse")
 GROUPS = (32, 64, 128)
 DENSITIES = (5, 10, 25, 50, 100)
 
@@ -66,10 +66,11 @@ class Int4GemmConfig(Config):
     kind
         ``torch``: PyTorch's own kernel for such weights, tinygemm (``torch._weight_int4pack_mm``), or what it does not
         take dequantised at each call and multiplied. ``dequantized``: the vendor's product with a bf16 copy of the
-        weights. The others are our kernel (``kernels.int4_kernel``), by how it asks for weights: ``burst`` for all of
-        a program's share at once, and so with as many splits of k as that takes; ``ring`` for one block of 128 k
-        whenever one was used; ``double`` for blocks_k of them at a time. ``sparse`` (``sparse.sparse_kernel``) is for
-        one row of x, and reads no weights of a k whose x is 0.
+        weights. ``unpacked``: the same with weights that PyTorch's operations dequantise at each call, which many rows
+        of x outweigh. The others are our kernel (``kernels.int4_kernel``), by how it asks for weights: ``burst`` for
+        all of a program's share at once, and so with as many splits of k as that takes; ``ring`` for one block of
+        128 k whenever one was used; ``double`` for blocks_k of them at a time. ``sparse`` (``sparse.sparse_kernel``) is
+        for one row of x, and reads no weights of a k whose x is 0.
     blocks_k
         Blocks of 128 k whose weights a warp holds at once; ``double`` holds twice as many. Of ``sparse``: that a
         program has.
@@ -148,6 +149,7 @@ _SPARSE = (
 def _configs() -> Iterator[Int4GemmConfig]:
     yield VENDOR
     yield Int4GemmConfig("dequantized")
+    yield Int4GemmConfig("unpacked")
     for block_m, block_n, blocks_k, num_warps, scale_sums, pdls in _BURST:
         for pdl in pdls:
             yield Int4GemmConfig("burst", block_m, block_n, blocks_k, 0, num_warps, 1, scale_sums, pdl)
@@ -240,8 +242,8 @@ FEATURES = (
 
 # Tiles of the vendor's product are taken to be 128 x 256, those of tinygemm to be 16 x 64.
 _TILING = Tiling(
-    block_m="max(block_m, (kind == TORCH) * 16, (kind == DEQUANTIZED) * 128)",
-    block_n="max(block_n, (kind == TORCH) * 64, (kind == DEQUANTIZED) * 256)",
+    block_m="max(block_m, (kind == TORCH) * 16, (kind > TORCH) * (kind < BURST) * 128)",
+    block_n="max(block_n, (kind == TORCH) * 64, (kind > TORCH) * (kind < BURST) * 256)",
     block_k="max(128, 128 * blocks_k)",
     resident=(
         f"max(1, (kind >= BURST) * min(2048 // (({_REGISTERS}) * max(1, num_warps)),"
@@ -261,13 +263,14 @@ _CONFIG_FEATURES = (
 
 _WAVES = f"ceil_div({_TILING.programs}, sm_count)"
 _MOVED_BYTES = (
-    f"((kind == DEQUANTIZED) * 2 * n * k + (kind != DEQUANTIZED) * {WEIGHT_BYTES}"
+    # Unpacking goes over the weights many times.
+    f"((kind == DEQUANTIZED) * 2 * n * k + (kind == UNPACKED) * 32 * n * k + (kind != DEQUANTIZED) * {WEIGHT_BYTES}"
     f" * ((kind != SPARSE) * 100 + (kind == SPARSE) * density) // 100 + {_IO_BYTES})"
 )
 # As ``aks.ops.tiles.analytic_ns``, with weights of half a byte.
 _ANALYTIC_NS = (
     f"{_MOVED_BYTES} // dram_gb_s * ({_WAVES} * sm_count) // {_TILING.programs}"
-    f" + {_WAVES} * (2 * {_TILING.block_m} + (1 + 3 * (kind == DEQUANTIZED)) * {_TILING.block_n} // 2)"
+    f" + {_WAVES} * (2 * {_TILING.block_m} + (1 + 3 * (kind > TORCH) * (kind < BURST)) * {_TILING.block_n} // 2)"
     f" * {_TILING.padded_k} * 1000 // (64 * clock_mhz)"
     f" + {arithmetic_ns(_TILING.programs, f'{_TILING.block_m} * {_TILING.block_n}', _TILING.padded_k)}"
 )
