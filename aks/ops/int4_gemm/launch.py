@@ -33,7 +33,7 @@ class Variant:
     """One compiled kernel: a config, and what of the problem the compiler must know (``launch_spec``).
 
     vector_bytes divides the pointers and row strides of x and out, and the bytes of a row of K and of N. split_k is
-    the config's, or as many as k needs.
+    the config's, or of a burst what its splits are at most.
     """
 
     config: Int4GemmConfig
@@ -46,8 +46,8 @@ class Variant:
 
 def make_variant(config: Int4GemmConfig, values: Sequence[int]) -> Variant:
     """The variant of ``config`` with these values of ``LAUNCH_SPEC.variant``."""
-    group, zeros, vector_bytes, even_k, splits = values
-    return Variant(config, group, bool(zeros), vector_bytes, bool(even_k), splits or config.split_k)
+    group, zeros, vector_bytes, even_k, max_splits = values
+    return Variant(config, group, bool(zeros), vector_bytes, bool(even_k), max_splits or config.split_k)
 
 
 def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:

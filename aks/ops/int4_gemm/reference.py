@@ -120,7 +120,7 @@ def to_tinygemm(weight: Int4Weight) -> tuple[Tensor, Tensor]:
     """
     q, scales, zeros = unpack(weight)
     tiles = next(tiles for tiles in (8, 4, 2) if weight.k % (16 * tiles) == 0)
-    packed = torch.ops.aten._convert_weight_to_int4pack(q[:, ::2] << 4 | q[:, 1::2], tiles)
+    packed = torch.ops.aten._convert_weight_to_int4pack((q[:, ::2] << 4 | q[:, 1::2]).contiguous(), tiles)
     shift = torch.zeros_like(scales) if zeros is None else ((8 - zeros.float()) * scales).bfloat16()
     return packed, torch.stack([scales.T, shift.T], dim=-1).contiguous()
 
