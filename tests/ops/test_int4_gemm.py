@@ -14,6 +14,7 @@ from aks.core.errors import InvalidProblemError
 from aks.ops.int4_gemm import call, reference
 from aks.ops.int4_gemm.packing import (
     Int4Weight,
+    by_k,
     dequantize,
     exact_rows,
     from_awq,
@@ -22,7 +23,7 @@ from aks.ops.int4_gemm.packing import (
     quantize,
     unpack,
 )
-from aks.ops.int4_gemm.spec import GROUPS, INT4_GEMM, Int4GemmConfig, Int4GemmProblem
+from aks.ops.int4_gemm.spec import DENSITIES, GROUPS, INT4_GEMM, Int4GemmConfig, Int4GemmProblem
 
 H200 = find_device("h200")
 SHAPES = ((1, 1), (3, 40), (64, 128), (72, 260), (130, 512))
@@ -211,6 +212,36 @@ def test_what_does_not_fit_is_said(make: Any, reason: str) -> None:
         make(*random_codes(16, 128, 32))
 
 
+def test_words_k_by_k() -> None:
+    q, scales, _ = random_codes(72, 130, 64)
+    words = by_k(pack(q, scales, None, 64))
+    assert words.shape == (130, 16) and words.dtype == torch.int32
+    for row, column in ((0, 0), (71, 129), (9, 31), (40, 77)):
+        assert nibble(int(words[column, row // 8]), row % 8) == q[row, column]
+    assert not bool(words[:, 9:].any())
+
+
+def test_x_is_as_dense_as_the_problem_says() -> None:
+    for density in DENSITIES:
+        problem = Int4GemmProblem(16, 64, 4096, density=density)
+        inputs = reference.make_inputs(problem, device="cpu")
+        assert abs(float((inputs.x != 0).float().mean()) - density / 100) < 0.01
+        assert 0.9 < float(inputs.x.float().square().mean()) < 1.1
+        assert (inputs.w[0].by_k is not None) == (density < 100)
+        made = call.call_for(problem, inputs.x, inputs.w[0], inputs.out)
+        assert made is not None and made.problem() == problem
+
+
+def test_zeros_of_x_are_skipped_for_one_row_alone() -> None:
+    def kinds(m: int, density: int) -> set[str]:
+        return {
+            c.to_row()["kind"] for c in INT4_GEMM.space.legal(Int4GemmProblem(m, 4096, 4096, density=density), H200)
+        }
+
+    assert "sparse" in kinds(1, 50)
+    assert "sparse" not in kinds(1, 100) | kinds(2, 50)
+
+
 def test_a_call_is_the_problem_and_its_operands() -> None:
     problem = Int4GemmProblem(3, 72, 130, group=32, zeros=True, has_bf16=True, alignment=4, static_weights=True)
     inputs = reference.make_inputs(problem, copies=2, device="cpu")
@@ -252,7 +283,7 @@ def test_every_config_is_legal_somewhere() -> None:
     for m in (1, 16, 32, 64, 128):
         for k in (1024, 4096, 14336):
             for static in (False, True):
-                problem = Int4GemmProblem(m, 4096, k, has_bf16=True, static_weights=static)
+                problem = Int4GemmProblem(m, 4096, k, has_bf16=True, density=25, static_weights=static)
                 found |= set(INT4_GEMM.space.legal(problem, H200))
     assert found == set(INT4_GEMM.space.configs)
 
@@ -262,7 +293,7 @@ def test_the_kernel_is_told_which_tensor_core_instructions_it_gets(capability: i
     """The order of k in its operands rests on it, and with it whether data moves between lanes."""
     from aks.ops.int4_gemm import launch
 
-    kernels: list[Any] = [config for config in INT4_GEMM.space.configs if config.to_row()["num_warps"]]
+    kernels: list[Any] = [c for c in INT4_GEMM.space.configs if c.to_row()["kind"] in ("burst", "ring", "double")]
     tall = [config for config in kernels if config.block_m >= 16]
     for config in random.Random(1).sample([c for c in kernels if c.block_m < 16], 2) + random.Random(1).sample(tall, 2):
         variant = launch.make_variant(config, (128, 0, 16, 1, 4 if config.kind == "burst" else 0))
@@ -313,6 +344,29 @@ def test_rows_that_are_not_finite_stay_among_themselves_on_gpu() -> None:
         assert torch.equal(inputs.out.isnan(), expected.isnan()), config.key()
         assert torch.equal(inputs.out.isinf(), expected.isinf()), config.key()
         assert reference.check(replace(problem, m=5), inputs.out[rest], expected[rest]) == "", config.key()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kept", [0, 1, 7, 4096])
+def test_any_number_of_zeros_may_be_skipped_on_gpu(kept: int) -> None:
+    problem = Int4GemmProblem(1, 1000, 4096, group=32, zeros=True, density=5)
+    inputs = reference.make_inputs(problem)
+    inputs.x.zero_()
+    inputs.x[0, torch.randperm(4096, device="cuda")[:kept]] = 0.5
+    expected = reference.reference(problem, inputs.x, inputs.w[0])
+    legal: list[Any] = INT4_GEMM.space.legal(problem, H200)
+    sparse = [config for config in legal if config.kind == "sparse"]
+    assert sparse
+    for config in sparse:
+        for value in (0.5, torch.nan, torch.inf):
+            if kept:
+                inputs.x[0, int(inputs.x[0].nonzero()[0])] = value
+                expected = reference.reference(problem, inputs.x, inputs.w[0])
+            reference.poison(inputs.out)
+            gpu_launch(problem, config, inputs.x, inputs.w[0], inputs.out)
+            assert torch.equal(inputs.out.isnan(), expected.isnan()), config.key()
+            if kept == 0 or value == 0.5:
+                assert reference.check(problem, inputs.out, expected) == "", config.key()
 
 
 @pytest.mark.gpu

@@ -67,11 +67,11 @@ def expected_quantize_rows(c, p, device) -> tuple[tuple[int, ...], int]:
 
 def expected_int4(c, p, device) -> tuple[tuple[int, ...], int]:
     blocks = -(-p["k"] // 128)
-    splits = -(-blocks // c.blocks_k) if c.kind == "burst" else c.split_k
-    vector = min(p["alignment"], divisor(2 * p["n"], 2 * p["k"]))
-    even = int(p["k"] % 128 == 0 and blocks % (splits * c.blocks_k) == 0)
+    splits = -(-blocks // c.blocks_k) if c.kind in ("burst", "sparse") else c.split_k
+    vector = 16 if min(p["alignment"], divisor(2 * p["n"], 2 * p["k"])) == 16 else 2
+    even = int(c.kind != "sparse" and p["k"] % 128 == 0 and blocks % (splits * c.blocks_k) == 0)
     programs = -(-p["m"] // c.block_m) * -(-p["n"] // c.block_n) * splits
-    return (p["group"], p["zeros"], vector, even, splits if c.kind == "burst" else 0), programs
+    return (p["group"], p["zeros"], vector, even, formula.next_pow2(splits) if c.kind == "burst" else 0), programs
 
 
 EXPECTED = {

@@ -80,6 +80,8 @@ def four_bit(*shapes: tuple[int, int, int, int, bool], **attributes: Any) -> lis
 FOUR_BIT = [
     *four_bit((1, 72, 1024, 128, False), (3, 72, 608, 32, True), (9, 72, 640, 64, False)),
     *four_bit((29, 40, 640, 128, True), (70, 72, 576, 64, True), has_bf16=True),
+    *four_bit((1, 264, 520, 64, True), density=25),
+    *four_bit((1, 1088, 330, 32, False), density=5, alignment=4),
     *four_bit((5, 33, 131, 32, False), (2, 65, 781, 128, True), alignment=2),
 ]
 
@@ -159,6 +161,8 @@ def gpu_problems() -> list[Problem]:
         *(p for how in each for p in four_bit((1, 4096, 4096, *how), (64, 2880, 4096, *how), (2, 4096, 14336, *how))),
         *(p for how in each for p in four_bit((8, 4096, 4096, *how), (16, 6144, 4096, *how), (333, 4096, 4096, *how))),
         *(p for how in each for p in four_bit((61, 1012, 1152, *how), (7, 1012, 1120, *how), alignment=8)),
+        *(p for how in each for density in (5, 50) for p in four_bit((1, 4096, 14336, *how), density=density)),
+        *four_bit((1, 1012, 1120, 32, True), density=10, alignment=8),
         *four_bit((8, 4096, 4096, 128, False), (100, 1000, 2048, 128, True), has_bf16=True),
     ]
     return [

@@ -319,10 +319,10 @@ def _add_bias(acc, bias_ptr, has_bias, offs_n, N):
 
 @triton.jit
 def _finish(
-    acc, out_ptr, out_row, bias_ptr, has_bias, workspace_ptr, counter_ptr, tile, split, offs_m, offs_n, M, N,
+    acc, out_ptr, out_row, bias_ptr, has_bias, workspace_ptr, counter_ptr, tile, split, splits, offs_m, offs_n, M, N,
     SPLIT_K: tl.constexpr,
 ):  # fmt: skip
-    """Write acc [BLOCK_N, BLOCK_M]; of several splits the last to arrive adds up all, in order."""
+    """Write acc [BLOCK_N, BLOCK_M]; of several splits (at most SPLIT_K) the last to arrive adds up all, in order."""
     BLOCK_N: tl.constexpr = acc.shape[0]
     BLOCK_M: tl.constexpr = acc.shape[1]
     inside = (offs_m[None, :] < M) & (offs_n[:, None] < N)
@@ -330,15 +330,16 @@ def _finish(
     if SPLIT_K > 1:
         SIZE: tl.constexpr = BLOCK_N * BLOCK_M
         within = tl.arange(0, BLOCK_N)[:, None] + tl.arange(0, BLOCK_M)[None, :] * BLOCK_N
-        partial = workspace_ptr + tile.to(tl.int64) * (SPLIT_K * SIZE) + within
+        partial = workspace_ptr + tile.to(tl.int64) * splits * SIZE + within
         rows = offs_m[None, :] < M  # the workspace has room for rows past N
         tl.store(partial + split * SIZE, acc, mask=rows)
         tl.debug_barrier()
         arrived = tl.atomic_add(counter_ptr + tile, 1, sem="acq_rel")
-        if arrived == SPLIT_K - 1:
+        if arrived == splits - 1:
             total = tl.load(partial, mask=rows, other=0.0, cache_modifier=".cg")
             for other in tl.static_range(1, SPLIT_K):  # pyright: ignore[reportGeneralTypeIssues]
-                total += tl.load(partial + other * SIZE, mask=rows, other=0.0, cache_modifier=".cg")
+                there = rows & (other < splits)
+                total += tl.load(partial + other * SIZE, mask=there, other=0.0, cache_modifier=".cg")
             total = _add_bias(total, bias_ptr, has_bias, offs_n, N)
             tl.store(places, total.to(out_ptr.dtype.element_ty), mask=inside)
             tl.store(counter_ptr + tile, 0)
@@ -356,10 +357,10 @@ def int4_kernel(
 ):  # fmt: skip
     """Warps lie side by side along n, 16 rows each (as often as BLOCK_N asks for).
 
-    MODE 0 (``burst``): a program's k is BLOCKS_K blocks of 128: all its weights are asked for at once. MODE 1
-    (``ring``): each of BLOCKS_K blocks is replaced, once used, by the one BLOCKS_K further on. MODE 2 (``double``): all
-    the next BLOCKS_K are asked for before the first of these is used. In both x comes ahead, through asynchronous
-    copies, where STAGES > 1.
+    MODE 0 (``burst``): a program's k is BLOCKS_K blocks of 128: all its weights are asked for at once; splits of k are
+    as many as that takes, at most SPLIT_K. MODE 1 (``ring``): each of BLOCKS_K blocks is replaced, once used, by the
+    one BLOCKS_K further on. MODE 2 (``double``): all the next BLOCKS_K are asked for before the first of these is used.
+    In both x comes ahead, through asynchronous copies, where STAGES > 1.
     SCALE_SUMS: False scales weights (rounded to bf16); True scales sums of groups, in float32.
     EVEN: every split has a whole number of steps, and K is a multiple of 128. WGMMA: which of its instructions for
     tensor cores Triton takes; only the speed depends on it.
@@ -371,13 +372,18 @@ def int4_kernel(
             gdc_wait()
     R: tl.constexpr = BLOCK_N // (WARPS * 16)
     pid = tl.program_id(0)
-    split = pid % SPLIT_K
+    blocks = tl.cdiv(K, 128)
+    if MODE == 0:
+        splits = tl.cdiv(blocks, BLOCKS_K)
+        per_split = BLOCKS_K
+    else:
+        splits = SPLIT_K
+        per_split = tl.cdiv(tl.cdiv(blocks, SPLIT_K), BLOCKS_K) * BLOCKS_K
+    split = pid % splits
+    tile = pid // splits
     tiles_m = tl.cdiv(M, BLOCK_M)
-    tile = pid // SPLIT_K
     tile_m = tile % tiles_m
     tile_n = tile // tiles_m
-    blocks = tl.cdiv(K, 128)
-    per_split = tl.cdiv(tl.cdiv(blocks, SPLIT_K), BLOCKS_K) * BLOCKS_K
     kb_start = split * per_split
     kb_end = tl.minimum(blocks, kb_start + per_split)
     n0 = tile_n * BLOCK_N
@@ -454,18 +460,6 @@ def int4_kernel(
     if SCALE_SUMS:
         acc = _unscramble(acc)
     _finish(
-        acc,
-        out_ptr,
-        out_row,
-        bias_ptr,
-        has_bias,
-        workspace_ptr,
-        counter_ptr,
-        tile,
-        split,
-        offs_m,
-        offs_n,
-        M,
-        N,
-        SPLIT_K,
-    )
+        acc, out_ptr, out_row, bias_ptr, has_bias, workspace_ptr, counter_ptr, tile, split, splits, offs_m, offs_n, M,
+        N, SPLIT_K,
+    )  # fmt: skip

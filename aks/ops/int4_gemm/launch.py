@@ -17,12 +17,15 @@ from aks.ops.int4_gemm import reference
 from aks.ops.int4_gemm.call import Operands
 from aks.ops.int4_gemm.kernels import int4_kernel
 from aks.ops.int4_gemm.launch_spec import LAUNCH_SPEC
+from aks.ops.int4_gemm.sparse import sparse_kernel
 from aks.ops.int4_gemm.spec import Int4GemmConfig, Int4GemmProblem
 from aks.ops.variants import Variants, annotated_source
 
 __all__ = ["VARIANTS", "Scratch", "bind", "compile_job", "compile_jobs", "compile_variant", "is_ready", "variant_of"]
 
 _MODES = ("burst", "ring", "double")
+KERNELS = {**dict.fromkeys(_MODES, int4_kernel), "sparse": sparse_kernel}
+"""By kind of config."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +33,7 @@ class Variant:
     """One compiled kernel: a config, and what of the problem the compiler must know (``launch_spec``).
 
     vector_bytes divides the pointers and row strides of x and out, and the bytes of a row of K and of N. split_k is
-    the config's, or as many as k needs.
+    the config's, or of a burst what its splits are at most.
     """
 
     config: Int4GemmConfig
@@ -43,8 +46,8 @@ class Variant:
 
 def make_variant(config: Int4GemmConfig, values: Sequence[int]) -> Variant:
     """The variant of ``config`` with these values of ``LAUNCH_SPEC.variant``."""
-    group, zeros, vector_bytes, even_k, splits = values
-    return Variant(config, group, bool(zeros), vector_bytes, bool(even_k), splits or config.split_k)
+    group, zeros, vector_bytes, even_k, max_splits = values
+    return Variant(config, group, bool(zeros), vector_bytes, bool(even_k), max_splits or config.split_k)
 
 
 def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
@@ -54,26 +57,31 @@ def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
     if config.pdl:
         options["launch_pdl"] = True
     divisor_of = partial(_divisor, variant=variant)
-    return annotated_source(int4_kernel, _constants(variant), _argument_type, divisor_of), options
+    return annotated_source(KERNELS[config.kind], _constants(variant), _argument_type, divisor_of), options
 
 
 def _constants(variant: Variant) -> dict[str, Any]:
-    config = variant.config
-    return {
-        "BLOCK_M": config.block_m,
+    config, interprets = variant.config, knobs.runtime.interpret
+    common = {
         "BLOCK_N": config.block_n,
         "BLOCKS_K": config.blocks_k,
-        "SPLIT_K": variant.split_k,
-        "WARPS": config.num_warps,
         "GROUP": variant.group,
         "ZEROS": variant.zeros,
+        "PDL": 0 if interprets else config.pdl,
+    }
+    if config.kind == "sparse":
+        return {**common, "ROWS": 8, "UNROLL": 2}
+    return {
+        **common,
+        "BLOCK_M": config.block_m,
+        "SPLIT_K": variant.split_k,
+        "WARPS": config.num_warps,
         "EVEN": variant.even_k,
         # Operands of wgmma have at least 16 columns here: Triton takes mma.sync for 8, and for less than 4 warps.
         "WGMMA": config.num_warps % 4 == 0 and config.block_m >= 16,
         "MODE": _MODES.index(config.kind),
         "STAGES": config.num_stages,
         "SCALE_SUMS": bool(config.scale_sums),
-        "PDL": 0 if knobs.runtime.interpret else config.pdl,
     }
 
 
@@ -81,7 +89,7 @@ def _argument_type(name: str) -> str:
     match name:
         case "x_ptr" | "out_ptr" | "bias_ptr":
             return "*bf16"
-        case "w_ptr" | "meta_ptr" | "counter_ptr":
+        case "w_ptr" | "by_k_ptr" | "meta_ptr" | "counter_ptr":
             return "*i32"
         case "workspace_ptr":
             return "*fp32"
@@ -94,7 +102,7 @@ def _argument_type(name: str) -> str:
 def _divisor(name: str, variant: Variant) -> int:
     """What the compiler may rely on to divide the argument: bytes for pointers, elements otherwise."""
     match name:
-        case "w_ptr" | "meta_ptr" | "workspace_ptr" | "counter_ptr":
+        case "w_ptr" | "by_k_ptr" | "meta_ptr" | "workspace_ptr" | "counter_ptr":
             return 16
         case "x_ptr" | "out_ptr":
             return variant.vector_bytes
@@ -131,13 +139,16 @@ def bind(
         "x_ptr": x,
         "w_ptr": w.weight.words,
         "meta_ptr": w.weight.meta,
-        "bias_ptr": out if w.bias is None else w.bias,  # one that there is none of is not read
+        # What there is none of is not read.
+        "by_k_ptr": w.weight.words if w.by_k is None else w.by_k,
+        "bias_ptr": out if w.bias is None else w.bias,
         "has_bias": int(w.bias is not None),
         "out_ptr": out,
         "workspace_ptr": scratch.workspace,
         "counter_ptr": scratch.counters,
         **{"M": problem.m, "N": problem.n, "K": problem.k, "x_row": x.stride(0), "out_row": out.stride(0)},
     }
-    arguments = [known[name] for name in int4_kernel.arg_names]
+    kernel = KERNELS[config.kind]
+    arguments = [known[name] for name in kernel.arg_names]
     grid = LAUNCH_SPEC.count_programs(config, problem.variables(), device.sm_count)
-    return VARIANTS.launcher(int4_kernel, variant, grid, arguments, device, x.get_device())
+    return VARIANTS.launcher(kernel, variant, grid, arguments, device, x.get_device())

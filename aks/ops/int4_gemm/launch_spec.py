@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from aks.ops.gemm.spec import SPLIT_COUNTERS, SPLIT_WORKSPACE_BYTES
-from aks.ops.int4_gemm.spec import GROUPS, MAX_SPLITS, SPLITS, TILES
+from aks.ops.int4_gemm.spec import GROUPS, SPLITS, TILES
 from aks.ops.launch_spec import Buffer, LaunchSpec, Part
 
-_POINTERS = ("x_ptr", "w_ptr", "meta_ptr", "bias_ptr", "out_ptr")
+_POINTERS = ("x_ptr", "w_ptr", "meta_ptr", "by_k_ptr", "bias_ptr", "out_ptr")
 _ROWS = ("x_row", "out_row")
 
 LAUNCH_SPEC = LaunchSpec(
@@ -16,11 +16,12 @@ LAUNCH_SPEC = LaunchSpec(
     variant=(
         Part("group", "group", GROUPS),
         Part("zeros", "zeros", (0, 1)),
-        # Divides x, out, their row strides and the bytes of a row of K and of N: loads of x are as wide as it allows.
-        Part("vector_bytes", "gcd(alignment, 2 * n, 2 * k)", (2, 4, 8, 16)),
-        Part("even_k", f"k % (128 * {SPLITS} * max(1, blocks_k)) == 0", (0, 1)),
-        # A burst has as many splits as k needs; 0 for configs that say themselves.
-        Part("splits", f"(kind == BURST) * {SPLITS}", tuple(range(MAX_SPLITS + 1))),
+        # Divides x, out, their row strides and the bytes of a row of K and of N: whole vectors, or nothing. Kernels are
+        # many and odd rows few.
+        Part("vector_bytes", "max(2, gcd(alignment, 2 * n, 2 * k) // 16 * 16)", (2, 16)),
+        Part("even_k", f"kind != SPARSE and k % (128 * {SPLITS} * max(1, blocks_k)) == 0", (0, 1)),
+        # A burst has as many splits as k needs: up to so many. 0 for configs that say themselves.
+        Part("max_splits", f"(kind == BURST) * next_pow2({SPLITS})", (0, 1, 2, 4, 8, 16)),
     ),
     programs=f"{TILES} * {SPLITS}",
     arguments={

@@ -154,6 +154,16 @@ def dequantize(weight: Int4Weight) -> Tensor:
     return centred.mul_(_over_groups(scales, weight))
 
 
+def by_k(weight: Int4Weight) -> Tensor:
+    """The weight k by k, for one row of x with zeros in it: int32 [K, NP / 8], nibble i of word c has row 8 c + i."""
+    q = unpack(weight)[0]
+    words = torch.zeros(weight.k, -(-weight.n // 64) * 8, dtype=torch.int32, device=q.device)
+    for i in range(8):
+        rows = q[i::8].T
+        words[:, : rows.shape[1]] |= rows.to(torch.int32) << (4 * i)
+    return words
+
+
 def from_gptq(
     qweight: Tensor, qzeros: Tensor, scales: Tensor, g_idx: Tensor | None = None, *, group: int = 0, v2: bool = False
 ) -> tuple[Int4Weight, Tensor | None]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from aks.core.errors import InvalidProblemError
 from aks.ops.gemm.reference import compare, make_matrices, poison, product, tolerances_at
 from aks.ops.int4_gemm.call import Operands
-from aks.ops.int4_gemm.packing import Int4Weight, dequantize, exact_rows, num_words, pack_meta, unpack
+from aks.ops.int4_gemm.packing import Int4Weight, by_k, dequantize, exact_rows, num_words, pack_meta, unpack
 from aks.ops.int4_gemm.spec import Int4GemmProblem
 
 __all__ = ["ROUTINES", "Inputs", "check", "make_inputs", "poison", "reference", "to_tinygemm", "vendor"]
@@ -39,7 +39,8 @@ def make_inputs(
     x is N(0, 1). Weights are uniform from 0 to 15, zeros too, scales uniform between 0.5 and 1.5 times what makes
     outputs about N(0, 1). What lies in the packing beyond N and K is random, too. There is no bias: neither PyTorch's
     kernel nor most models have one. Each copy holds the weights as PyTorch's kernel wants them, where that takes them
-    and there is a GPU, and in bf16 where the problem has that.
+    and there is a GPU, and in bf16 and k by k where the problem has that. Of x about ``density`` percent are not 0, and
+    by so much larger that outputs are as they would be.
 
     Raises
     ------
@@ -57,6 +58,9 @@ def make_inputs(
     if copies < 1:
         raise InvalidProblemError(f"copies={copies}; w needs at least 1 copy")
     generator = torch.Generator(device=device).manual_seed(seed + 1)
+    if problem.density < 100:
+        kept = torch.rand(x.shape, device=device, generator=generator) < problem.density / 100
+        x.mul_((100 / problem.density) ** 0.5).mul_(kept)
     return Inputs(x, [_random_operands(problem, device, generator) for _ in range(copies)], out)
 
 
@@ -74,7 +78,8 @@ def _random_operands(problem: Int4GemmProblem, device: str | torch.device, gener
     zeros = torch.randint(0, 16, shape, device=device, generator=generator) if problem.zeros else None
     weight = Int4Weight(words, pack_meta(scales, zeros, k, group), n, k, group, problem.zeros)
     tiny = to_tinygemm(weight) if words.device.type == "cuda" and takes_tinygemm(problem) else None
-    return Operands(weight, None, tiny, dequantize(weight) if problem.has_bf16 else None)
+    dense = dequantize(weight) if problem.has_bf16 else None
+    return Operands(weight, None, tiny, dense, by_k(weight) if problem.density < 100 else None)
 
 
 def reference(problem: Int4GemmProblem, x: Tensor, w: Operands) -> Tensor:
@@ -115,7 +120,7 @@ def to_tinygemm(weight: Int4Weight) -> tuple[Tensor, Tensor]:
     """
     q, scales, zeros = unpack(weight)
     tiles = next(tiles for tiles in (8, 4, 2) if weight.k % (16 * tiles) == 0)
-    packed = torch.ops.aten._convert_weight_to_int4pack(q[:, ::2] << 4 | q[:, 1::2], tiles)
+    packed = torch.ops.aten._convert_weight_to_int4pack((q[:, ::2] << 4 | q[:, 1::2]).contiguous(), tiles)
     shift = torch.zeros_like(scales) if zeros is None else ((8 - zeros.float()) * scales).bfloat16()
     return packed, torch.stack([scales.T, shift.T], dim=-1).contiguous()
 
@@ -130,7 +135,7 @@ def vendor(problem: Int4GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Cal
     if x.device.type == "cpu":
         return lambda: out.copy_(reference(problem, x, w))
     if w.tiny is None:
-        return lambda: _multiply(x, dequantize(w.weight), w.bias, out)
+        return unpacked(problem, x, w, out)
     packed, scales = w.tiny
     as_it_is = x.is_contiguous() and problem.alignment == 16
 
@@ -156,7 +161,14 @@ def dequantized(problem: Int4GemmProblem, x: Tensor, w: Operands, out: Tensor) -
     return lambda: _multiply(x, dense, w.bias, out)
 
 
-ROUTINES = {"torch": vendor, "dequantized": dequantized}
+def unpacked(problem: Int4GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Callable[[], object]:
+    """A call that dequantises the weights, for some 40 operations of PyTorch, and multiplies by ``torch.mm``."""
+    if x.device.type == "cpu":
+        return lambda: out.copy_(reference(problem, x, w))
+    return lambda: _multiply(x, dequantize(w.weight), w.bias, out)
+
+
+ROUTINES = {"torch": vendor, "dequantized": dequantized, "unpacked": unpacked}
 """By kind of config, those that are not our kernels."""
 
 
