@@ -286,6 +286,12 @@ def test_a_workload_has_all_that_the_op_spreads_over() -> None:
     assert any(problem.k % problem.group for problem in problems)  # a short last group
 
 
+def test_weights_are_unpacked_for_many_rows_alone() -> None:
+    unpacked = Int4GemmConfig("unpacked")
+    for m, reasons in ((63, ["many rows of x (unpacked)"]), (64, [])):
+        assert INT4_GEMM.space.broken_rules(unpacked, Int4GemmProblem(m, 4096, 4096), H200) == reasons
+
+
 def test_every_config_is_legal_somewhere() -> None:
     found: set[Any] = set()
     for m in (1, 16, 32, 64, 128):
