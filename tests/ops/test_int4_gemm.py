@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from aks.collect.workloads import workload_problems
 from aks.core.device import find_device
 from aks.core.errors import InvalidProblemError
 from aks.ops.int4_gemm import call, reference
@@ -276,6 +277,19 @@ def test_a_copy_in_bf16_is_legal_only_where_there_is_one() -> None:
     assert INT4_GEMM.space.broken_rules(copied, replace(problem, has_bf16=False), H200) == [
         "a bf16 copy of the weights is at hand (dequantized)"
     ]
+
+
+def test_a_workload_has_all_that_the_op_spreads_over() -> None:
+    problems: list[Any] = [one.problem for one in workload_problems(INT4_GEMM, num_problems=100)]
+    seen = {(problem.group, problem.zeros, problem.has_bf16) for problem in problems}
+    assert seen == {(row["group"], row["zeros"], row["has_bf16"]) for row in INT4_GEMM.spread}
+    assert any(problem.k % problem.group for problem in problems)  # a short last group
+
+
+def test_weights_are_unpacked_for_many_rows_alone() -> None:
+    unpacked = Int4GemmConfig("unpacked")
+    for m, reasons in ((63, ["many rows of x (unpacked)"]), (64, [])):
+        assert INT4_GEMM.space.broken_rules(unpacked, Int4GemmProblem(m, 4096, 4096), H200) == reasons
 
 
 def test_every_config_is_legal_somewhere() -> None:

@@ -187,6 +187,7 @@ _REGISTERS = (
 _SHARED_BYTES = "(256 * block_m * max(1, (num_stages > 1) * num_stages * blocks_k))"
 
 RULES = (
+    Rule("many rows of x (unpacked)", "kind != UNPACKED or m >= 64"),
     Rule("a bf16 copy of the weights is at hand (dequantized)", "kind != DEQUANTIZED or has_bf16 == 1"),
     Rule(
         "one row of x, known to have zeros, and weights k by k (sparse)", "kind != SPARSE or (m == 1 and density < 100)"
