@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -48,6 +48,15 @@ def evaluate(
     held_out: HeldOut = "",
     ladder: Ladder = True,
     bench: Bench = False,
+    by: Annotated[
+        str, typer.Option(help="Attributes of problems, comma-separated: a row for each of their values (scaling).")
+    ] = "",
+    over: Annotated[
+        str, typer.Option(help="Configs, comma-separated, that the tree is compared with as with the vendor's call.")
+    ] = "",
+    bands: Annotated[
+        str, typer.Option(help="Ranges of m that speed-ups are given for: 1-64,65-512,513-; default: five from 1 up.")
+    ] = "",
     report: Annotated[Path | None, typer.Option(help="Also write the HTML report there.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Also write all figures there.")] = None,
     holdout: Annotated[
@@ -84,6 +93,8 @@ def evaluate(
       aks evaluate
       aks evaluate --model runs/demo/model --selector runs/demo/selector.json --report report.html
       aks evaluate --op my_kernels:softmax --data runs/softmax.parquet --model models/softmax/h200
+      aks evaluate --op fp8_gemm --by scaling --bands 1-64,65-512,513-
+      aks evaluate --op int4_gemm --by group --over dequantized --bands 1-8,16-32,64
       aks evaluate --holdout family --max-groups 4
       aks evaluate --holdout device
       aks evaluate --holdout device --values h200-24sm,h200-72sm
@@ -117,7 +128,8 @@ def evaluate(
     from aks.evaluate.report import write_report
     from aks.evaluate.tables import print_table
 
-    result = _evaluate(op, data, device, model, selector, held_out, ladder, bench)
+    parts = Parts(by, over, bands)
+    result = _evaluate(op, data, device, model, selector, held_out, ladder, bench, parts)
     print_table(result)
     if json_out:
         json_out.write_text(json.dumps(result.to_json(), indent=1) + "\n")
@@ -158,6 +170,7 @@ def _evaluate(
     held_out: str,
     ladder: bool,
     bench: bool,
+    parts: Parts | None = None,
 ) -> Evaluation:
     from aks.core.bundle import read_bundle
     from aks.evaluate.run import evaluate as run
@@ -175,6 +188,7 @@ def _evaluate(
         ladder=ladder,
         bench=bench,
         command=command_line(),
+        **(parts.arguments() if parts else {}),
     )
 
 
@@ -182,6 +196,29 @@ def _file_of(op: str, device: str) -> list[Path] | None:
     """The checkout's measurements of one device, if there are any."""
     path = Path("data", op, f"{device}.parquet")
     return [path] if path.is_file() else None
+
+
+class Parts(NamedTuple):
+    """What rows of parts there are to be, as typed."""
+
+    by: str
+    over: str
+    bands: str
+
+    def arguments(self) -> dict[str, Any]:
+        """For ``aks.evaluate.run.evaluate``."""
+        given = {name: split_words(text, f"--{name}") for name, text in (("by", self.by), ("over", self.over)) if text}
+        return {**given, **({"ranges": _ranges(self.bands)} if self.bands else {})}
+
+
+def _ranges(text: str) -> tuple[tuple[int, int | None], ...]:
+    ranges = []
+    for word in split_words(text, "--bands"):
+        low, dash, high = word.partition("-")
+        if not low.isdecimal() or not (high.isdecimal() or not high) or (high and int(high) < int(low)):
+            raise typer.BadParameter(f"--bands has {word!r}; write ranges like 1-64, 65-, or 128")
+        ranges.append((int(low), int(high) if high else None if dash else int(low)))
+    return tuple(ranges)
 
 
 class Tracking(NamedTuple):

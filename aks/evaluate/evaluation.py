@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from aks.core.config import Config
 from aks.core.errors import DataError
 from aks.core.measurement import Regime
 from aks.core.tree import Tree
@@ -28,6 +29,7 @@ from aks.evaluate.regret import (
 )
 from aks.evaluate.samples import Noise, half_medians, split_oracle_us
 from aks.train.dataset import TrainingSet
+from aks.train.scores import BANDS, Band
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,9 @@ def assemble(
     noise: Noise,
     subsets: Sequence[Chooser] = (),
     supported: Chooser | None = None,
+    by: Sequence[str] = (),
+    over: Sequence[Config] = (),
+    ranges: tuple[Band, ...] = BANDS,
     everything: Mapping[Regime, TrainingSet] | None = None,
     remarks: Sequence[str] = (),
     held_out: Sequence[str] = (),
@@ -138,12 +143,14 @@ def assemble(
 
     frame holds the rows that ``data`` was made of (for their single samples). A subset is a chooser
     that leaves problems unanswered: it is scored where it answers, with ``main`` beside it on the
-    same problems; ``supported`` is ``main`` inside its support only. Regimes are compared on ``everything``,
+    same problems; ``supported`` is ``main`` inside its support only. ``by`` names attributes of problems, for each
+    value of which ``main`` gets a row; ``over`` are configs that it is compared with as with the vendor; ``ranges``
+    those of the first axis that speed-ups are given for. Regimes are compared on ``everything``,
     problems that are not held out included, since nothing is learned there (default: ``data``). ``about``
     goes into the Evaluation.
     """
     headline = data[regime]
-    scorers = {name: _scorer(entry, half_medians(frame, entry), held_out, seed) for name, entry in data.items()}
+    scorers = {name: _scorer(entry, half_medians(frame, entry), held_out, seed, ranges) for name, entry in data.items()}
     compared = everything or data
     columns = {chooser.name: resolve(chooser.rank(headline), headline.latency_us) for chooser in choosers}
     scorer = scorers[regime]
@@ -153,8 +160,11 @@ def assemble(
         data=headline,
         held_out=tuple(held_out),
         rows=rows,
-        subset_rows=_subset_rows(scorer, columns[main], main, subsets, supported),
-        undeclared_rows=_undeclared_rows(choosers, headline, held_out, seed),
+        subset_rows=(
+            *_subset_rows(scorer, columns[main], main, subsets, supported),
+            *_rows_by(scorer, columns[main], main, by, over),
+        ),
+        undeclared_rows=_undeclared_rows(choosers, headline, held_out, seed, ranges),
         regime_rows=tuple(
             entry.score(chooser.name, resolve(chooser.rank(entry.data), entry.data.latency_us), chooser.note)
             for name, entry in scorers.items()
@@ -171,9 +181,11 @@ def assemble(
     )
 
 
-def _scorer(data: TrainingSet, halves_us: NDArray[np.float64], held_out: Sequence[str], seed: int) -> Scorer:
+def _scorer(
+    data: TrainingSet, halves_us: NDArray[np.float64], held_out: Sequence[str], seed: int, ranges: tuple[Band, ...]
+) -> Scorer:
     oracle_us = split_oracle_us(halves_us, data.trusted)
-    return Scorer(data, halves_us, oracle_us, clusters(data.families, held_out), seed=seed)
+    return Scorer(data, halves_us, oracle_us, clusters(data.families, held_out), seed=seed, ranges=ranges)
 
 
 def _subset_rows(
@@ -193,12 +205,30 @@ def _subset_rows(
     return tuple(rows)
 
 
+def _rows_by(
+    scorer: Scorer, column: NDArray[np.intp], main: str, by: Sequence[str], over: Sequence[Config]
+) -> Iterator[ChooserScore]:
+    """Rows of ``main`` for each value of the attributes that there is, then the same over other configs."""
+    data = scorer.data
+    parts = {"": np.ones(len(data), dtype=bool)}
+    for name in by:
+        values = [getattr(problem, name) for problem in data.problems]
+        for value in data.op.problem_type.CHOICES[name]:
+            parts[f", {name}={value}"] = np.array([entry == value for entry in values])
+    for config in (data.op.vendor, *over):
+        is_vendor = config == data.op.vendor
+        suffix, place = "" if is_vendor else f", over {config.key()}", data.configs.index(config)
+        for label, inside in parts.items():
+            if inside.any() and (label or not is_vendor):
+                yield scorer.score(f"{main}{label}{suffix}", np.where(inside, column, -1), baseline=place)
+
+
 def _undeclared_rows(
-    choosers: Sequence[Chooser], data: TrainingSet, held_out: Sequence[str], seed: int
+    choosers: Sequence[Chooser], data: TrainingSet, held_out: Sequence[str], seed: int, ranges: tuple[Band, ...]
 ) -> tuple[ChooserScore, ...]:
     """Rows for callers without promises; none if the rules make no difference between the two."""
     if np.array_equal(data.legal, data.legal_undeclared):
         return ()
     plain = without_promises(data)
-    scorer = Scorer(plain, None, None, clusters(plain.families, held_out), declared=False, seed=seed)
+    scorer = Scorer(plain, None, None, clusters(plain.families, held_out), declared=False, seed=seed, ranges=ranges)
     return tuple(scorer.score(c.name, resolve(c.rank(plain), plain.latency_us), c.note) for c in choosers)

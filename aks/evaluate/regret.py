@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from aks.core.metrics import Score, geomean, score
 from aks.train.dataset import TrainingSet, feature_matrix, undeclared
-from aks.train.scores import BANDS, band_name, in_band
+from aks.train.scores import BANDS, Band, band_name, in_band
 
 BOOTSTRAP_ROUNDS = 2000
 
@@ -35,7 +35,7 @@ class ChooserScore:
     """One row of the table: how a chooser does on the problems it answers.
 
     share is the part of all P held-out problems that the row is over: those with an answer that was
-    measured. bands are geomean speed-ups over the vendor by ``BANDS`` (nan for an empty band). The
+    measured. bands are geomean speed-ups over the vendor by ``ranges`` of the first axis (nan for an empty one). The
     intervals hold 95 % of bootstrap rounds that draw whole families. split_regret is the mean
     regret against an oracle chosen by one half of the samples and scored by the other.
     """
@@ -50,6 +50,7 @@ class ChooserScore:
     speedup_interval: tuple[float, float]
     split_regret: float
     note: str = ""
+    ranges: tuple[Band, ...] = BANDS
 
     def to_row(self) -> dict[str, Any]:
         """One flat row: names and values for a table or a tracker."""
@@ -59,7 +60,7 @@ class ChooserScore:
             "declared": self.declared,
             "share": self.share,
             **self.score.to_row(),
-            **{f"speedup_{band_name(band)}": value for band, value in zip(BANDS, self.bands, strict=True)},
+            **{f"speedup_{band_name(band)}": value for band, value in zip(self.ranges, self.bands, strict=True)},
             "mean_regret_low": self.regret_interval[0],
             "mean_regret_high": self.regret_interval[1],
             "geomean_speedup_low": self.speedup_interval[0],
@@ -118,13 +119,18 @@ class Scorer:
     cluster: NDArray[np.intp]
     declared: bool = True
     seed: int = 0
+    ranges: tuple[Band, ...] = BANDS
 
-    def score(self, name: str, column: NDArray[np.intp], note: str = "") -> ChooserScore:
-        """The row of the choices ``column`` [P]; -1 is left out."""
-        over = np.flatnonzero(column >= 0)
+    def score(self, name: str, column: NDArray[np.intp], note: str = "", baseline: int = 0) -> ChooserScore:
+        """The row of the choices ``column`` [P]; -1 is left out.
+
+        baseline: column of the config that speed-ups are over, if not the vendor's; problems that it cannot run, or
+        was not measured on, are left out.
+        """
+        over = np.flatnonzero((column >= 0) & np.isfinite(self.data.latency_us[:, baseline]))
         picked = column[over]
         chosen_us = self.data.latency_us[over, picked]
-        oracle_us, baseline_us = self.data.oracle_us[over], self.data.baseline_us[over]
+        oracle_us, baseline_us = self.data.oracle_us[over], self.data.latency_us[over, baseline]
         log_speedup = np.log(baseline_us / chosen_us)
         axes = self.data.axes[over]
         return ChooserScore(
@@ -133,11 +139,12 @@ class Scorer:
             declared=self.declared,
             share=len(over) / len(column),
             score=score(chosen_us.tolist(), oracle_us.tolist(), baseline_us.tolist()),
-            bands=tuple(geomean(np.exp(log_speedup[in_band(axes, band)]).tolist()) for band in BANDS),
+            bands=tuple(geomean(np.exp(log_speedup[in_band(axes, band)]).tolist()) for band in self.ranges),
             regret_interval=bootstrap_interval(chosen_us / oracle_us - 1, self.cluster[over], self.seed),
             speedup_interval=_exp(bootstrap_interval(log_speedup, self.cluster[over], self.seed)),
             split_regret=self._split_regret(over, picked),
             note=note,
+            ranges=self.ranges,
         )
 
     def _split_regret(self, over: NDArray[np.intp], picked: NDArray[np.intp]) -> float:

@@ -19,7 +19,6 @@ from aks.evaluate.regret import ChooserScore
 from aks.evaluate.tables import DASH, band_title, device_names, noise_statement, percent, share, times
 from aks.train.dataset import TrainingSet
 from aks.train.pictures import OTHER_COLOUR, colour_configs
-from aks.train.scores import BANDS
 
 _GRID = (120, 72)
 _REGIME_NOTES = {
@@ -63,7 +62,7 @@ def _context(evaluation: Evaluation) -> dict[str, Any]:
         "held_out": ", ".join(evaluation.held_out),
         "regime": data.regime.value,
         "axis": axis,
-        "bands": [band_title(band, axis) for band in BANDS],
+        "bands": [band_title(band, axis) for band in evaluation.rows[0].ranges],
         "cards": _cards(evaluation, axis),
         "rows": [(row.chooser, row) for row in evaluation.rows],
         "subset_rows": [(row.chooser, row) for row in evaluation.subset_rows],
@@ -113,7 +112,7 @@ def _cards(evaluation: Evaluation, axis: str) -> list[tuple[str, str]]:
         (percent(row.score.p99_regret), "p99 regret"),
         (share(row.score.slower_share), "slower than the vendor by > 2 %"),
     ]
-    titles = (band_title(band, axis) for band in BANDS)
+    titles = (band_title(band, axis) for band in row.ranges)
     return cards + [(times(value), f"speed-up, {title}") for value, title in zip(row.bands, titles, strict=True)]
 
 

@@ -29,6 +29,7 @@ from aks.ops.op import Op
 from aks.runtime.predictor import Predictor
 from aks.train.dataset import TrainingSet, from_frame, present_regimes, read_frames
 from aks.train.fit import Options
+from aks.train.scores import BANDS, Band
 from aks.train.splits import split
 
 _DEFAULTS = Options()
@@ -44,6 +45,9 @@ def evaluate(
     selector: Path | None = None,
     ladder: bool = True,
     bench: bool = False,
+    by: Sequence[str] = (),
+    over: Sequence[str] = (),
+    ranges: tuple[Band, ...] = BANDS,
     command: str = "",
 ) -> Evaluation:
     """Score the tree in the folder ``models`` on the model families that its training held out.
@@ -51,12 +55,14 @@ def evaluate(
     data is one or more measurement files, of which the rows of the tree's device are used. held_out
     narrows the families. ladder trains the baselines on what the tree was trained on, the families
     not held out. selector is the ``selector.json`` that the tree was exported from; with it, the
-    XGBoost selector is scored too. bench times predictions. command is printed in the report.
+    XGBoost selector is scored too. bench times predictions. by and ranges as of ``assemble``, over: keys of configs.
+    command is printed in the report.
 
     Raises
     ------
     DataError
-        If the data cannot be read, is of another device, or a family was not held out in training.
+        If the data cannot be read, is of another device, a family was not held out in training, the problems have no
+        attribute of a name in ``by``, or no config has a key in ``over``.
     ArtifactError
         If the folder cannot be read, or is for another op or config space.
     """
@@ -65,7 +71,13 @@ def evaluate(
     regime = Regime(manifest.get("regime") or Regime.COLD)
     families = check_held_out(manifest.get("dataset") or {}, held_out)
     teacher = [_teacher(selector, manifest, op)] if selector is not None else []
-    asked = {*predictor.configs, *(read_portfolio(read_selector(selector)[0], op) if selector is not None else ())}
+    others_of = _configs_of(op, over)
+    _check_attributes(op, by)
+    asked = {
+        *predictor.configs,
+        *others_of,
+        *(read_portfolio(read_selector(selector)[0], op) if selector is not None else ()),
+    }
     whole, frame = read(op, data, regime, asked)
     others = {name: from_frame(frame, op, regime=name, also=asked) for name in present_regimes(frame) if name != regime}
     sets = {name: _on_device(entry, device.name) for name, entry in {regime: whole, **others}.items()}
@@ -87,6 +99,9 @@ def evaluate(
         noise=measure_noise(frame, op),
         subsets=theirs,
         supported=baselines.supported_chooser(predictor.tree),
+        by=by,
+        over=others_of,
+        ranges=ranges,
         everything=sets,
         remarks=[entry for entry in remarks if entry],
         held_out=families,
@@ -95,6 +110,20 @@ def evaluate(
         bench=bench_predict(models) if bench else {},
         command=command,
     )
+
+
+def _configs_of(op: Op, keys: Sequence[str]) -> list[Config]:
+    known = {config.key(): config for config in op.space.configs}
+    if unknown := [key for key in keys if key not in known]:
+        plain = [key for key in known if " " not in key]
+        raise DataError(f"no config of {op.name} is {', '.join(map(repr, unknown))}; of few words: {', '.join(plain)}")
+    return [known[key] for key in keys]
+
+
+def _check_attributes(op: Op, names: Sequence[str]) -> None:
+    choices = op.problem_type.CHOICES
+    if unknown := [name for name in names if name not in choices]:
+        raise DataError(f"problems of {op.name} have no attribute {', '.join(unknown)}; they have {', '.join(choices)}")
 
 
 def evaluate_holdout(

@@ -18,7 +18,6 @@ from aks.evaluate.importance import Change, Importance
 from aks.evaluate.regret import ChooserScore
 from aks.evaluate.samples import Noise
 from aks.evaluate.stability import Stability
-from aks.train.scores import BANDS
 
 DASH, TIMES = "\u2013", "\u00d7"
 _FULL_WIDTH = 150
@@ -81,7 +80,7 @@ def _table(rows: Sequence[tuple[str, ChooserScore]], title: str, main: str, axis
     full = width >= _FULL_WIDTH
     table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("chooser", overflow="fold", min_width=24)
-    bands = [band_title(band, axis) for band in BANDS]
+    bands = [band_title(band, axis) for band in rows[0][1].ranges]
     heads = ["problems", "mean", "p95", *(["p99", "worst"] if full else []), "speed-up", *(bands if full else [])]
     for head in [*heads, "> 2 %\nslower"]:
         table.add_column(head, justify="right", no_wrap=True)

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from aks.core.metrics import geomean, score
 from aks.train.examples import Examples
 
-BANDS: tuple[tuple[int, int | None], ...] = ((1, 1), (2, 16), (17, 256), (257, None), (1, 64))
+Band = tuple[int, int | None]
+
+BANDS: tuple[Band, ...] = ((1, 1), (2, 16), (17, 256), (257, None), (1, 64))
 """Ranges of an op's first axis (m), ends included, that figures are given for; the last lies across."""
 
 
