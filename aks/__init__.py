@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from aks.core.errors import AksError
     from aks.integrations.adaptive import adaptive
     from aks.integrations.fused_ops import add_rms_norm, fused_linear, rms_norm
+    from aks.integrations.int4_ops import int4_linear
     from aks.integrations.patching import patch, unpatch
     from aks.integrations.preparing import prepare
     from aks.integrations.quantized_ops import fp8_linear, int8_linear, quantize_rows
@@ -36,6 +37,7 @@ __all__ = [
     "fp8_linear",
     "fused_linear",
     "graphs",
+    "int4_linear",
     "int8_linear",
     "linear",
     "matmul",
@@ -62,6 +64,7 @@ _HOMES = {
     "find_op": "aks.ops",
     "fp8_linear": "aks.integrations.quantized_ops",
     "fused_linear": "aks.integrations.fused_ops",
+    "int4_linear": "aks.integrations.int4_ops",
     "int8_linear": "aks.integrations.quantized_ops",
     "linear": "aks.integrations.torch_ops",
     "matmul": "aks.integrations.torch_ops",

@@ -40,7 +40,8 @@ class Kernels:
     """What runs a model.
 
     fusions: of ``aks.patch``; None: it is not patched. precision: what ``aks.quantize`` makes of it first; empty: it
-    stays as it is. vendor: ops of quantised layers that PyTorch's kernels do (``torch._scaled_mm``, ``torch._int_mm``).
+    stays as it is. vendor: ops of quantised layers that PyTorch's kernels do (``torch._scaled_mm``, ``torch._int_mm``,
+    tinygemm).
     """
 
     fusions: Collection[str] | None = None
@@ -48,7 +49,7 @@ class Kernels:
     vendor: Collection[str] = ()
 
 
-_PRODUCTS = {name: layer.kind.op.name for name, layer in PRECISIONS.items()}
+_PRODUCTS = {name: layer.op.name for name, layer in PRECISIONS.items()}
 KERNELS = {
     "torch": Kernels(),
     "aks": Kernels(FUSIONS),
@@ -273,7 +274,7 @@ def _quantized(model: nn.Module, precision: str) -> dict[nn.Module, nn.Module]:
     made: dict[nn.Module, nn.Module] = {
         layer: kind.from_linear(layer)
         for name, layer in linear_layers(model)
-        if not reason_to_skip(name, layer, SKIPPED)
+        if not reason_to_skip(name, layer, SKIPPED, kind)
     }
     settle(made.values())
     return made

@@ -12,7 +12,7 @@ from aks.core.device import DeviceSpec
 from aks.core.errors import GraphError
 from aks.integrations import fusing
 from aks.integrations.modules import Linear
-from aks.integrations.quantized import QuantizedLinear
+from aks.integrations.quantized_base import QuantizedLinear
 from aks.ops import find_op
 from aks.ops.fused_linear import call as fused_linear_call
 from aks.ops.gemm.call import problem_of

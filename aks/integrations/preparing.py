@@ -11,7 +11,7 @@ from torch import nn
 
 from aks.integrations.fusing import is_fused_layer
 from aks.integrations.modules import Linear
-from aks.integrations.quantized import QuantizedLinear
+from aks.integrations.quantized_base import QuantizedLinear
 from aks.runtime.dispatcher import preparing
 
 
@@ -74,7 +74,8 @@ def _layers(model: nn.Module) -> Iterator[tuple[Any, Any, torch.Tensor]]:
         if layer.training or not (isinstance(layer, Linear | QuantizedLinear) or is_fused_layer(layer)):
             continue
         weights = [*layer.parameters(), *layer.buffers()]
-        like = weights[0]
+        like, shape = weights[0], ()
         if isinstance(layer, QuantizedLinear):
             like = like.new_empty(0, layer.in_features, dtype=torch.bfloat16)
-        yield layer, (type(layer), *((tuple(w.shape), w.stride(), w.dtype, w.device) for w in weights)), like
+            shape = layer.in_features, layer.out_features  # packed weights do not tell
+        yield layer, (type(layer), shape, *((tuple(w.shape), w.stride(), w.dtype, w.device) for w in weights)), like

@@ -1,4 +1,4 @@
-"""``aks.nn.Fp8Linear`` and ``aks.nn.Int8Linear``: linear layers whose weight has 8 bits an element."""
+"""``aks.nn.Fp8Linear`` and ``aks.nn.Int8Linear``: linear layers whose weight has 8 bits an element; all precisions."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ from torch import Tensor, nn
 
 from aks.core.problem import Problem
 from aks.integrations import quantized_ops
-from aks.integrations.modules import WatchesWeight
+from aks.integrations.int4 import Int4Linear
+from aks.integrations.quantized_base import QuantizedLinear, why_not
 from aks.integrations.quantized_ops import SCALINGS, scalings_of
 from aks.ops.quantize_rows.reference import quantize
 
-_NEEDED_MULTIPLE = 16
-"""Of in_features and out_features, where kernels read and write whole vectors and the vendor's need no copies."""
 
+class ScaledLinear(QuantizedLinear):
+    """Base of linear layers of 8-bit weights.
 
-class QuantizedLinear(WatchesWeight, nn.Module):
-    """Base of linear layers of 8-bit weights, for inference: x [..., in_features] to [..., out_features] of x's dtype.
-
-    Buffers are ``weight`` [out_features, in_features], ``weight_scale`` float32 and ``bias`` bf16 or None; they keep
-    their dtypes when the module is cast (``.to(dtype)``, ``.half()``). An instance that is made by itself has weights
-    of 0: it is for loading a ``state_dict``. ``from_linear`` quantises, as ``aks.ops.quantize_rows.reference.quantize``
-    says: ``scale = max(|w|) / top`` for each row of the weight, or for all of it, and values rounded to the nearest.
+    Buffers are ``weight`` [out_features, in_features], ``weight_scale`` float32 and ``bias``. An instance that is made
+    by itself has weights of 0: it is for loading a ``state_dict``. ``from_linear`` quantises, as
+    ``aks.ops.quantize_rows.reference.quantize`` says: ``scale = max(|w|) / top`` for each row of the weight, or for all
+    of it, and values rounded to the nearest.
 
     Parameters
     ----------
@@ -39,12 +37,9 @@ class QuantizedLinear(WatchesWeight, nn.Module):
         If the scaling is unknown.
     """
 
-    precision: ClassVar[str]
     kind: ClassVar[quantized_ops.Kind]
 
-    weight: Tensor
     weight_scale: Tensor
-    bias: Tensor | None
 
     def __init__(
         self,
@@ -99,12 +94,8 @@ class QuantizedLinear(WatchesWeight, nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features], of x's dtype."""
-        if torch.compiler.is_compiling():
-            static: bool | None = self.is_static_compiled(self.weight)
-        else:
-            static = self.is_static(self._buffers["weight"])  # type: ignore[arg-type]
-        given = self.weight, self.weight_scale, self.bias, None
-        y = quantized_ops.call(self.kind, input, *given, *self.mode(bool(static)))
+        mode = self.mode(self._is_static_now())
+        y = quantized_ops.call(self.kind, input, self.weight, self.weight_scale, self.bias, None, *mode)
         return y if y.dtype == input.dtype else y.to(input.dtype)
 
     def mode(self, static_weights: bool) -> tuple[bool, ...]:
@@ -122,30 +113,11 @@ class QuantizedLinear(WatchesWeight, nn.Module):
             f"scaling={self.scaling!r}"
         )
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        def moved(tensor: Tensor) -> Tensor:
-            # Moved only: 8 bits of a cast weight would mean nothing, nor would 16 of a scale.
-            result = fn(tensor)
-            return result if result.dtype == tensor.dtype else tensor.to(result.device)
 
-        return super()._apply(moved, recurse)
+class Fp8Linear(ScaledLinear):
+    """A ``ScaledLinear`` of 8-bit floats (e4m3), computed by ``aks.fp8_linear``; scaling ``row`` or ``tensor``."""
 
-    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors) -> None:
-        for name, buffer in self._buffers.items():
-            found = state_dict.get(prefix + name)
-            if buffer is not None and found is not None and found.dtype != buffer.dtype:
-                errors.append(
-                    f"{prefix}{name} is {found.dtype}; this layer's is {buffer.dtype}: load the model before it is "
-                    "quantised, or the state_dict of one that was quantised likewise"
-                )
-                return
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unexpected, errors)
-
-
-class Fp8Linear(QuantizedLinear):
-    """A ``QuantizedLinear`` of 8-bit floats (e4m3), computed by ``aks.fp8_linear``; scaling ``row`` or ``tensor``."""
-
-    precision, kind = "fp8", quantized_ops.FP8
+    precision, kind, op = "fp8", quantized_ops.FP8, quantized_ops.FP8.op
 
     fast_accum = True
     """As of ``aks.fp8_linear``; set it on the layer."""
@@ -154,30 +126,13 @@ class Fp8Linear(QuantizedLinear):
         return self.fast_accum, static_weights
 
 
-class Int8Linear(QuantizedLinear):
-    """A ``QuantizedLinear`` of 8-bit integers, computed by ``aks.int8_linear``; scaling ``row``."""
+class Int8Linear(ScaledLinear):
+    """A ``ScaledLinear`` of 8-bit integers, computed by ``aks.int8_linear``; scaling ``row``."""
 
-    precision, kind = "int8", quantized_ops.INT8
+    precision, kind, op = "int8", quantized_ops.INT8, quantized_ops.INT8.op
 
 
-PRECISIONS: dict[str, type[QuantizedLinear]] = {kind.precision: kind for kind in (Fp8Linear, Int8Linear)}
+Layer = type[Fp8Linear] | type[Int8Linear] | type[Int4Linear]
+_LAYERS: tuple[Layer, ...] = (Fp8Linear, Int8Linear, Int4Linear)
+PRECISIONS: dict[str, Layer] = {layer.precision: layer for layer in _LAYERS}
 """What a model can be quantised to."""
-
-
-def why_not(weight: Tensor) -> str:
-    """Why a weight cannot be quantised; empty if it can."""
-    if not weight.is_floating_point() or weight.dtype.itemsize == 1:
-        return f"its weight is {weight.dtype}; wanted bfloat16, float16 or float32"
-    if weight.device.type == "meta":
-        return "its weight is on the meta device: load it first"
-    if weight.layout is not torch.strided or type(weight) not in (Tensor, nn.Parameter):
-        return f"its weight is a {type(weight).__name__}, {weight.layout}"
-    return ""
-
-
-def why_slow(linear: nn.Linear) -> str:
-    """Why a quantised layer would be a slow one; empty if nothing speaks for it."""
-    for name in ("in_features", "out_features"):
-        if getattr(linear, name) % _NEEDED_MULTIPLE:
-            return f"{name} is {getattr(linear, name)}, no multiple of {_NEEDED_MULTIPLE}: most kernels want that"
-    return ""

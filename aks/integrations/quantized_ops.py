@@ -24,6 +24,7 @@ from aks.integrations import torch_ops
 from aks.ops.fp8_gemm import call as fp8_call
 from aks.ops.fp8_gemm import reference as fp8_reference
 from aks.ops.fp8_gemm.spec import FP8_GEMM
+from aks.ops.int4_gemm.spec import INT4_GEMM
 from aks.ops.int8_gemm import call as int8_call
 from aks.ops.int8_gemm import reference as int8_reference
 from aks.ops.int8_gemm.spec import INT8_GEMM
@@ -130,7 +131,9 @@ def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def vendor_only(ops: Collection[str] = (FP8_GEMM.name, INT8_GEMM.name, QUANTIZE_ROWS.name)) -> Iterator[None]:
+def vendor_only(
+    ops: Collection[str] = (FP8_GEMM.name, INT8_GEMM.name, INT4_GEMM.name, QUANTIZE_ROWS.name),
+) -> Iterator[None]:
     """Ops of these functions by the vendor's way alone, in this process: what one compares with."""
     global _left_to_vendor
     before, _left_to_vendor = _left_to_vendor, frozenset(ops)

@@ -1,16 +1,18 @@
-"""``aks.quantize``: a model's linear layers to 8 bits, in place."""
+"""``aks.quantize``: a model's linear layers to 8 or 4 bits, in place."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from aks.integrations.modules import Linear
-from aks.integrations.quantized import PRECISIONS, QuantizedLinear, why_not, why_slow
+from aks.integrations.quantized import PRECISIONS, Layer
+from aks.integrations.quantized_base import QuantizedLinear, why_not
 from aks.integrations.summary import describe, linear_layers, why_not_plain
 
 SKIPPED = ("lm_head",)
@@ -21,7 +23,7 @@ SKIPPED = ("lm_head",)
 class QuantizeSummary:
     """What ``aks.quantize`` did: names of linear layers, and for those that it skipped the reason.
 
-    Bytes are of the weights that were replaced, with their scales, before and after.
+    Bytes are of the weights that were replaced, with their scales and copies, before and after.
     """
 
     precision: str
@@ -43,27 +45,26 @@ def quantize(
     model: nn.Module,
     precision: str,
     *,
-    scaling: str = "row",
     skip: Collection[str] = SKIPPED,
     static_weights: bool | None = None,
     verbose: bool = True,
+    **options: Any,
 ) -> QuantizeSummary:
-    """Replace a model's linear layers by quantised ones (``aks.nn.Fp8Linear``, ``Int8Linear``), in place.
+    """Replace a model's linear layers by quantised ones (``aks.nn.Fp8Linear``, ``Int8Linear``, ``Int4Linear``).
 
-    One by one, so that no two copies of the model are needed; there is no way back. Call it when the model is loaded
-    and in evaluation mode, and ``aks.patch`` after it, which fuses norms and residuals.
+    In place, one by one, so that no two copies of the model are needed; there is no way back. Call it when the model is
+    loaded and in evaluation mode, and ``aks.patch`` after it, which fuses norms and residuals.
 
     Skipped are, beside what ``skip`` says: what ``aks.patch`` skips for being no plain ``torch.nn.Linear``, layers that
-    it has replaced, layers with hooks, and those whose sizes are no multiples of 16 (routers of experts, say).
+    it has replaced, layers with hooks, and those whose sizes are no multiples of 16 (routers of experts, say) or, of
+    4 bits, whose in_features are no multiple of the group.
 
     Parameters
     ----------
     model : torch.nn.Module
         Any that is not itself a linear layer; for that there is ``from_linear``.
     precision : str
-        ``fp8`` or ``int8``.
-    scaling : str
-        As of ``aks.nn.Fp8Linear``.
+        ``fp8``, ``int8`` or ``int4``.
     skip : collection of str
         Names of layers, or of modules that they are in, or parts of such names between dots; also as regular
         expressions.
@@ -72,6 +73,8 @@ def quantize(
         all that runs on the model's GPUs has ended.
     verbose : bool
         Print the summary.
+    **options
+        Of the layer: scaling of 8 bits; group, zeros, tinygemm, keep_bf16 and density of 4.
 
     Returns
     -------
@@ -81,9 +84,9 @@ def quantize(
     Raises
     ------
     TypeError
-        If ``model`` is no module, or a linear layer itself.
+        If ``model`` is no module, or a linear layer itself, or the layer of that precision has no such option.
     ValueError
-        If precision or scaling is unknown, or a weight has an infinity or NaN.
+        If the precision is unknown, or an option's value, or a weight has an infinity or NaN.
     """
     kind = kind_of(precision)
     if isinstance(model, nn.Linear):
@@ -92,16 +95,16 @@ def quantize(
     skipped: dict[str, str] = {}
     before = after = 0
     for name, layer in linear_layers(model):
-        reason = reason_to_skip(name, layer, skip)
+        reason = reason_to_skip(name, layer, skip, kind, **options)
         if reason:
             skipped[name] = reason
             continue
         try:
-            made = kind.from_linear(layer, scaling, static_weights=static_weights)
+            made = kind.from_linear(layer, static_weights=static_weights, **options)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         before += layer.weight.nbytes
-        after += made.weight.nbytes + made.weight_scale.nbytes
+        after += made.weight_bytes
         exchange(model, {layer: made})
         replaced[name] = made
     settle(replaced.values())
@@ -111,7 +114,7 @@ def quantize(
     return summary
 
 
-def kind_of(precision: str) -> type[QuantizedLinear]:
+def kind_of(precision: str) -> Layer:
     """The layer of a precision.
 
     Raises
@@ -124,15 +127,16 @@ def kind_of(precision: str) -> type[QuantizedLinear]:
     return PRECISIONS[precision]
 
 
-def reason_to_skip(name: str, layer: nn.Linear, skip: Collection[str]) -> str:
-    """Why a layer stays as it is; empty if nothing speaks against replacing it."""
+def reason_to_skip(name: str, layer: nn.Linear, skip: Collection[str], kind: Layer, **options: Any) -> str:
+    """Why a layer stays as it is; empty if nothing speaks against replacing it by one of a kind with these options."""
     for pattern in skip:
         if re.search(rf"(^|\.)({pattern})(\.|$)", name):
             return f"skip has {pattern!r}"
     if type(layer) is Linear:
         return "is an aks.nn.Linear: call aks.unpatch first, and aks.patch afterwards"
     hooks = layer._forward_hooks or layer._forward_pre_hooks
-    return why_not_plain(layer) or ("has hooks" if hooks else "") or why_not(layer.weight) or why_slow(layer)
+    reason = why_not_plain(layer) or ("has hooks" if hooks else "") or why_not(layer.weight)
+    return reason or kind.why_slow(layer, **options)
 
 
 def exchange(model: nn.Module, others: Mapping[nn.Module, nn.Module]) -> None:

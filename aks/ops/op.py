@@ -64,7 +64,10 @@ class Op:
 
     @property
     def reference(self) -> ModuleType:
-        """``aks.ops.<name>.reference``: ``make_inputs``, ``reference`` and ``check``. Imports torch."""
+        """``aks.ops.<name>.reference``: ``make_inputs``, ``reference`` and ``check``. Imports torch.
+
+        Where configs other than the vendor's have no kernel, also ``ROUTINES``: what makes their calls, by kind.
+        """
         return importlib.import_module(f"aks.ops.{self.name}.reference")
 
     @property

@@ -1,4 +1,4 @@
-"""Dispatchers of ops that fuse what PyTorch has several kernels for (``fused_linear``, ``rms_norm``) or have 8 bits.
+"""Dispatchers of ops that fuse what PyTorch has several kernels for (``fused_linear``, ``rms_norm``) or are quantised.
 
 Where their trees decline, the caller runs PyTorch's kernels one after the other, as it would have without us.
 """
@@ -48,7 +48,8 @@ class LayerDispatcher(served.Dispatcher):
         """
         stream = _current_stream(self.index)
         if self._launch is not None:
-            return self._launch(*call, stream) >= 0
+            answer = self._launch(*call, stream)
+            return answer >= 0 or self._run_routine(self._choices.configs[-1 - answer], call, x, operands, out)
         problem = call.problem()
         config: Any = self._choices.configs[self._choices.select(**problem.to_row())]
         if config == self.op.vendor:
@@ -66,6 +67,16 @@ class LayerDispatcher(served.Dispatcher):
                 config, problem, rows, as_rows(operands, problem.m), columns, device=self.device, scratch=scratch
             )
             bound(stream)
+        return True
+
+    def _run_routine(self, config: Any, call: Any, x: Tensor, operands: Any, out: Tensor) -> bool:
+        """Run what a config without a kernel says; the vendor's way is the caller's, as is a kernel that cannot run."""
+        if config == self.op.vendor or self.op.launch_spec.config_has_kernel(config):
+            return False
+        problem = call.problem()
+        rows, columns = x.view(problem.m, -1), out.view(problem.m, -1)
+        with torch.cuda.device(self.index):
+            self.op.reference.ROUTINES[config.kind](problem, rows, as_rows(operands, problem.m), columns)()
         return True
 
 

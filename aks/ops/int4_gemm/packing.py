@@ -127,6 +127,11 @@ def num_words(n: int, k: int) -> int:
     return -(-k // 128) * (-(-n // 64) * 64) * 16 + _SLACK_ROWS * 16
 
 
+def num_meta(n: int, k: int, group: int, zeros: bool) -> int:
+    """Elements of meta, its slack among them."""
+    return -(-k // 128) * (128 // group) * (-(-n // 64) * 32) * (1 + zeros) + 2 * _SLACK_ROWS
+
+
 def unpack(weight: Int4Weight) -> tuple[Tensor, Tensor, Tensor | None]:
     """q [N, K] uint8, scales [N, ceil(K / group)] bf16, and zeros of that shape, uint8, or None: what was packed."""
     words, meta, n, k, group, has_zeros = weight

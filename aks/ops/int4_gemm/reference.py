@@ -14,7 +14,10 @@ from aks.ops.int4_gemm.call import Operands
 from aks.ops.int4_gemm.packing import Int4Weight, by_k, dequantize, exact_rows, num_words, pack_meta, unpack
 from aks.ops.int4_gemm.spec import Int4GemmProblem
 
-__all__ = ["ROUTINES", "Inputs", "check", "make_inputs", "poison", "reference", "to_tinygemm", "vendor"]
+__all__ = [
+    "ROUTINES", "Inputs", "check", "make_inputs", "poison", "reference", "takes_tinygemm", "tinygemm", "to_tinygemm",
+    "vendor",
+]  # fmt: skip
 
 _RANDOM_BLOCK = 16_777_213
 """Random words made at once, then repeated. Prime, so that rows and copies do not repeat with it."""
@@ -108,9 +111,9 @@ def check(problem: Int4GemmProblem, out: Tensor, expected: Tensor) -> str:
     return compare(out, expected, torch.bfloat16, (whole + 2.0**-10, element, absolute + 2.0**-7))
 
 
-def takes_tinygemm(problem: Int4GemmProblem) -> bool:
+def takes_tinygemm(weight: Int4GemmProblem | Int4Weight) -> bool:
     """Whether PyTorch's kernel takes weights of these n, k and groups."""
-    return problem.n % 8 == 0 and problem.k % 32 == 0 and problem.k % problem.group == 0
+    return weight.n % 8 == 0 and weight.k % 32 == 0 and weight.k % weight.group == 0
 
 
 def to_tinygemm(weight: Int4Weight) -> tuple[Tensor, Tensor]:
@@ -134,21 +137,26 @@ def vendor(problem: Int4GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Cal
     """
     if x.device.type == "cpu":
         return lambda: out.copy_(reference(problem, x, w))
-    if w.tiny is None:
+    tiny = w.tiny
+    if tiny is None:
         return unpacked(problem, x, w, out)
-    packed, scales = w.tiny
-    as_it_is = x.is_contiguous() and problem.alignment == 16
 
     def run() -> None:
-        made = torch.ops.aten._weight_int4pack_mm(
-            x if as_it_is else x.clone(memory_format=torch.contiguous_format), packed, problem.group, scales
-        )
-        if w.bias is not None:
-            made += w.bias
+        made = tinygemm(problem, x, tiny, w.bias)
         if not torch.cuda.is_current_stream_capturing():
             out.copy_(made)
 
     return run
+
+
+def tinygemm(problem: Int4GemmProblem, x: Tensor, tiny: tuple[Tensor, Tensor], bias: Tensor | None) -> Tensor:
+    """The product [M, N] by ``torch._weight_int4pack_mm``, in memory that it allocates; tiny: ``to_tinygemm``."""
+    packed, scales = tiny
+    as_it_is = x.is_contiguous() and problem.alignment == 16
+    made = torch.ops.aten._weight_int4pack_mm(
+        x if as_it_is else x.clone(memory_format=torch.contiguous_format), packed, problem.group, scales
+    )
+    return made if bias is None else made.add_(bias)
 
 
 def dequantized(problem: Int4GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Callable[[], object]:
