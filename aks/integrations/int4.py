@@ -57,6 +57,10 @@ class Int4Linear(QuantizedLinear):
     weight_meta: Tensor
     weight_layout: Tensor
     order: Tensor | None
+    tiny_words: Tensor | None
+    tiny_scales: Tensor | None
+    dense: Tensor | None
+    by_k: Tensor | None
 
     def __init__(
         self,

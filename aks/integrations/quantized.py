@@ -132,7 +132,5 @@ class Int8Linear(ScaledLinear):
     precision, kind, op = "int8", quantized_ops.INT8, quantized_ops.INT8.op
 
 
-Layer = type[Fp8Linear] | type[Int8Linear] | type[Int4Linear]
-_LAYERS: tuple[Layer, ...] = (Fp8Linear, Int8Linear, Int4Linear)
-PRECISIONS: dict[str, Layer] = {layer.precision: layer for layer in _LAYERS}
+PRECISIONS: dict[str, type[QuantizedLinear]] = {layer.precision: layer for layer in (Fp8Linear, Int8Linear, Int4Linear)}
 """What a model can be quantised to."""

@@ -31,6 +31,11 @@ class QuantizedLinear(WatchesWeight, nn.Module):
     weight: Tensor
     bias: Tensor | None
 
+    @classmethod
+    def from_linear(cls, *args: Any, **kwargs: Any) -> Self:
+        """A layer of a ``torch.nn.Linear``, which comes first; then its options, and ``static_weights``."""
+        raise NotImplementedError
+
     def problems(self, static_weights: bool) -> tuple[Problem, ...]:
         """What a call with one row of bf16 poses, in the order of the launches."""
         raise NotImplementedError

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from aks.integrations.modules import Linear
-from aks.integrations.quantized import PRECISIONS, Layer
+from aks.integrations.quantized import PRECISIONS
 from aks.integrations.quantized_base import QuantizedLinear, why_not
 from aks.integrations.summary import describe, linear_layers, why_not_plain
 
@@ -114,7 +114,7 @@ def quantize(
     return summary
 
 
-def kind_of(precision: str) -> Layer:
+def kind_of(precision: str) -> type[QuantizedLinear]:
     """The layer of a precision.
 
     Raises
@@ -127,7 +127,9 @@ def kind_of(precision: str) -> Layer:
     return PRECISIONS[precision]
 
 
-def reason_to_skip(name: str, layer: nn.Linear, skip: Collection[str], kind: Layer, **options: Any) -> str:
+def reason_to_skip(
+    name: str, layer: nn.Linear, skip: Collection[str], kind: type[QuantizedLinear], **options: Any
+) -> str:
     """Why a layer stays as it is; empty if nothing speaks against replacing it by one of a kind with these options."""
     for pattern in skip:
         if re.search(rf"(^|\.)({pattern})(\.|$)", name):

@@ -18,6 +18,7 @@ from aks.integrations import torch_ops
 from aks.ops.fp8_gemm.spec import FP8_GEMM
 from aks.ops.fused_linear.spec import FUSED_LINEAR
 from aks.ops.gemm.spec import GEMM
+from aks.ops.int4_gemm.spec import INT4_GEMM
 from aks.ops.int8_gemm.spec import INT8_GEMM
 from aks.ops.op import Op
 from aks.ops.rms_norm.spec import RMS_NORM
@@ -36,7 +37,9 @@ class StandIn:
 
     def __init__(self) -> None:
         self.calls: list[tuple[tuple[int, ...], tuple[int, ...], bool]] = []
-        self.layers = {op.name: StandInLayers(op, self.calls) for op in (FUSED_LINEAR, RMS_NORM, FP8_GEMM, INT8_GEMM)}
+        self.layers = {
+            op.name: StandInLayers(op, self.calls) for op in (FUSED_LINEAR, RMS_NORM, FP8_GEMM, INT8_GEMM, INT4_GEMM)
+        }
 
     def linear(self, x: Tensor, w: Tensor, *, out: Tensor | None = None, static_weights: bool = False) -> Tensor:
         wants_gradient = dispatchers._needs_grad(x, w)
@@ -56,7 +59,7 @@ class StandIn:
 
 
 class StandInLayers:
-    """The dispatcher of an op with fused kernels or of 8 bits for CPU tensors: it takes all that ``call_of`` takes.
+    """The dispatcher of a fused or quantised op for CPU tensors: it takes all that ``call_of`` takes.
 
     calls has the problem of each launch (products are in the list of ``StandIn``, too); declines: the tree answers
     the vendor's way.

@@ -222,7 +222,7 @@ def linear(bias: bool = True, dtype: torch.dtype = BF16) -> nn.Linear:
 @torch.no_grad()
 def test_a_layer_is_its_function(precision: str, scaling: str, bias: bool) -> None:
     layer = linear(bias)
-    made = PRECISIONS[precision].from_linear(layer, scaling)
+    made: Any = PRECISIONS[precision].from_linear(layer, scaling)
     weight, scale = quantize(layer.weight, DTYPE[precision], scaling == "row")
     assert torch.equal(made.weight.float(), weight.float()) and torch.equal(made.weight_scale, scale)
     x = torch.randn(2, 3, 64).to(BF16)
@@ -410,7 +410,7 @@ def test_a_quantised_model_is_prepared_and_patched(stand_in) -> None:
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(ValueError, match="precision is 'fp4'; known: fp8, int8"):
+    with pytest.raises(ValueError, match="precision is 'fp4'; known: fp8, int8, int4"):
         aks.quantize(model(), "fp4")
     with pytest.raises(TypeError, match=r"use aks.nn.Fp8Linear.from_linear\(model\)"):
         aks.quantize(linear(), "fp8")
