@@ -118,7 +118,7 @@ def _explain_precisions(precisions: str, words: list[str], device: str) -> None:
     from aks.cli.options import split_integers, split_words
     from aks.cli.problem import parse_attributes
     from aks.ops import find_op
-    from aks.runtime.precisions import M_VALUES, PRECISIONS, compare
+    from aks.runtime.precisions import M_VALUES, PRECISIONS, QUANTIZE, compare
 
     names = split_words(precisions, "--precisions", PRECISIONS)
     given = [word[2:] for word in words if word.startswith("m=")]
@@ -136,9 +136,9 @@ def _explain_precisions(precisions: str, words: list[str], device: str) -> None:
     if not console.is_terminal:
         console.width = max(console.width, 150)
     console.print(table)
-    print(
-        "Expected on the device's tree; a sum: the product, and quantising x before it. -: outside what was measured."
-    )
+    print("us: what the trees' answers are expected to take, + quantising x before. -: outside what was measured.")
+    if any(entry.quantize_us is None for row in rows for entry in row.estimates.values()):
+        print(f"What quantising x takes is not known: there is no tree of {QUANTIZE} for {device}.")
 
 
 def _estimate(estimate: Estimate) -> str:

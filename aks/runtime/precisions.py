@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from aks.core.errors import ArtifactError, InvalidProblemError
+from aks.core.errors import ArtifactError, InvalidProblemError, UnknownDeviceError, UnknownOpError
 from aks.core.forecast import Forecast, read_forecast
 from aks.ops.op import Op
 from aks.runtime.predictor import Predictor
@@ -107,9 +107,13 @@ def compare(
 
 
 def _quantizer(names: Sequence[str], device: str, find: Callable[[str], Op]) -> _Model | None:
+    """None where nothing is quantised, or no tree says what that takes."""
     if all(PRECISIONS[name].quantize is None for name in names):
         return None
-    return _Model.load(find(QUANTIZE), device)
+    try:
+        return _Model.load(find(QUANTIZE), device)
+    except (UnknownOpError, UnknownDeviceError):
+        return None
 
 
 @dataclass(frozen=True, slots=True)
