@@ -1,4 +1,4 @@
-"""The Triton kernel of ``quantize_rows``: what it computes, and nothing of when to use it."""
+"""The Triton kernels of ``quantize_rows``: what they compute, and nothing of when to use them."""
 
 from __future__ import annotations
 
@@ -44,6 +44,35 @@ def quantize_rows_kernel(
 
 
 @triton.jit
+def quantize_groups_kernel(
+    x_ptr, scale_ptr, out_ptr, M, K, x_row, out_row, scale_step, scale_block,
+    FLOOR_BITS: tl.constexpr, TOP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """BLOCK_M rows of BLOCK_K elements a program, with a scale for every GROUP of a row.
+
+    scale_step is from a row's scale to the next row's, scale_block to that of the row's next group. The rest as for
+    ``quantize_rows_kernel``.
+    """
+    steps = tl.cdiv(K, BLOCK_K)
+    rows = tl.program_id(0) // steps * BLOCK_M + tl.arange(0, BLOCK_M)
+    groups = tl.program_id(0) % steps * (BLOCK_K // GROUP) + tl.arange(0, BLOCK_K // GROUP)
+    columns = groups[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    wide_rows = rows.to(tl.int64)[:, None]
+    mask = (rows < M)[:, None, None] & (columns < K)[None, :, :]
+    x_ptrs = x_ptr + wide_rows[:, :, None] * x_row + columns[None, :, :]
+    if PDL > 0:
+        gdc_launch_dependents()
+        gdc_wait()
+    x = tl.load(x_ptrs, mask=mask, other=0.0).to(tl.float32)
+    scale, inverse = _scale(tl.max(_magnitude(x), axis=2), FLOOR_BITS, TOP)
+    scale_ptrs = scale_ptr + wide_rows * scale_step + groups[None, :] * scale_block
+    tl.store(scale_ptrs, scale, mask=(rows < M)[:, None] & (groups * GROUP < K)[None, :])
+    out_ptrs = out_ptr + wide_rows[:, :, None] * out_row + columns[None, :, :]
+    tl.store(out_ptrs, _to_eight_bits(x * inverse[:, :, None], out_ptr.dtype.element_ty, TOP), mask=mask)
+
+
+@triton.jit
 def _magnitude(x):
     """The bits of the absolute value. They are in its order, with NaN last, where a maximum of floats drops NaN."""
     return x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
@@ -52,10 +81,17 @@ def _magnitude(x):
 @triton.jit
 def _scale_rows(magnitude, scale_ptr, rows, M, FLOOR_BITS: tl.constexpr, TOP: tl.constexpr):
     """Write the rows' scales; return what to multiply by."""
-    absmax = tl.maximum(tl.max(magnitude, axis=1), FLOOR_BITS).to(tl.float32, bitcast=True)
+    scale, inverse = _scale(tl.max(magnitude, axis=1), FLOOR_BITS, TOP)
+    tl.store(scale_ptr + rows, scale, mask=rows < M)
+    return inverse
+
+
+@triton.jit
+def _scale(magnitude, FLOOR_BITS: tl.constexpr, TOP: tl.constexpr):
+    """Scales for absolute maxima, of which these are the bits, and what to multiply by."""
+    absmax = tl.maximum(magnitude, FLOOR_BITS).to(tl.float32, bitcast=True)
     top = tl.full(absmax.shape, TOP, tl.float32)
-    tl.store(scale_ptr + rows, tl.div_rn(absmax, top), mask=rows < M)
-    return tl.div_rn(top, absmax)
+    return tl.div_rn(absmax, top), tl.div_rn(top, absmax)
 
 
 @triton.jit
