@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from aks.core.problem import Problem
 from aks.integrations import quantized_ops
 from aks.integrations.modules import WatchesWeight
-from aks.integrations.quantized_ops import SCALINGS, scalings_of
-from aks.ops.quantize_rows.reference import quantize
+from aks.integrations.quantized_ops import SCALINGS, scaling_of, scalings_of
 
 _NEEDED_MULTIPLE = 16
 """Of in_features and out_features, where kernels read and write whole vectors and the vendor's need no copies."""
+
+
+_DEEPSEEK_SCALE = "weight_scale_inv"
+"""What weights are multiplied by, whatever its name says (``weight_dequant`` in DeepSeek-V3's ``kernel.py``)."""
 
 
 class QuantizedLinear(WatchesWeight, nn.Module):
@@ -23,13 +26,15 @@ class QuantizedLinear(WatchesWeight, nn.Module):
     Buffers are ``weight`` [out_features, in_features], ``weight_scale`` float32 and ``bias`` bf16 or None; they keep
     their dtypes when the module is cast (``.to(dtype)``, ``.half()``). An instance that is made by itself has weights
     of 0: it is for loading a ``state_dict``. ``from_linear`` quantises, as ``aks.ops.quantize_rows.reference.quantize``
-    says: ``scale = max(|w|) / top`` for each row of the weight, or for all of it, and values rounded to the nearest.
+    says: ``scale = max(|w|) / top`` for each row of the weight, all of it or each of its blocks, and values rounded to
+    the nearest. ``from_quantized`` takes what is quantised already.
 
     Parameters
     ----------
     scaling : str
         ``row``: a scale for each row of the weight, and for each row of x when it is quantised; ``tensor``: one for the
-        weight, one for x. Int8 has rows alone.
+        weight, one for x; ``block``: one for every 128 x 128 of the weight, and for every 128 of a row of x. Int8 has
+        rows alone.
     static_weights : bool, optional
         As of ``aks.nn.Linear``.
 
@@ -93,9 +98,48 @@ class QuantizedLinear(WatchesWeight, nn.Module):
         made.bias = None if linear.bias is None else linear.bias.detach().to(torch.bfloat16, copy=True)
         return made.train(linear.training)
 
+    @classmethod
+    def from_quantized(
+        cls, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, static_weights: bool | None = None
+    ) -> Self:
+        """A layer of a weight that is quantised already, in evaluation mode. It shares their memory with its arguments.
+
+        Parameters
+        ----------
+        weight : Tensor
+            [out_features, in_features] of the layer's 8-bit type.
+        weight_scale : Tensor
+            By which the weight is to be multiplied: [out_features], [1] or of blocks, which says the scaling. Not
+            float32, it is converted. The ``weight_scale_inv`` of DeepSeek's checkpoints is one of blocks.
+        bias : Tensor, optional
+            [out_features], bf16 or converted to it.
+
+        Raises
+        ------
+        ValueError
+            If dtypes or shapes do not fit.
+        """
+        if weight.dtype != cls.kind.dtype or weight.dim() != 2:
+            raise ValueError(
+                f"aks.nn.{cls.__name__}.from_quantized: weight is {list(weight.shape)} {weight.dtype}; wanted "
+                f"[out_features, in_features] of {cls.kind.dtype}"
+            )
+        weight_scale = weight_scale.detach().float()
+        scaling = scaling_of(cls.kind, weight, weight_scale)
+        made = cls(
+            weight.shape[1], weight.shape[0], bias is not None, "meta", scaling=scaling, static_weights=static_weights
+        )
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"aks.nn.{cls.__name__}.from_quantized: bias is {list(bias.shape)}; wanted {list(weight.shape[:1])}"
+            )
+        made.weight, made.weight_scale = weight.detach(), weight_scale
+        made.bias = None if bias is None else bias.detach().to(torch.bfloat16)
+        return made.eval()
+
     def quantize_weight(self, weight: Tensor, scaling: str) -> tuple[Tensor, Tensor]:
         """Weight and scales of a weight [out_features, in_features] of floats."""
-        return quantize(weight, self.kind.dtype, by_row=scaling == "row")
+        return SCALINGS[scaling].quantise_w(weight, self.kind.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features], of x's dtype."""
@@ -143,7 +187,12 @@ class QuantizedLinear(WatchesWeight, nn.Module):
 
 
 class Fp8Linear(QuantizedLinear):
-    """A ``QuantizedLinear`` of 8-bit floats (e4m3), computed by ``aks.fp8_linear``; scaling ``row`` or ``tensor``."""
+    """A ``QuantizedLinear`` of 8-bit floats (e4m3), computed by ``aks.fp8_linear``; scaling ``row``, ``tensor`` or
+    ``block``.
+
+    With scaling ``block`` it loads what DeepSeek's checkpoints have, too: ``weight_scale_inv`` of any floats for
+    ``weight_scale``.
+    """
 
     precision, kind = "fp8", quantized_ops.FP8
 
@@ -152,6 +201,14 @@ class Fp8Linear(QuantizedLinear):
 
     def mode(self, static_weights: bool) -> tuple[bool, ...]:
         return self.fast_accum, static_weights
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        theirs = prefix + _DEEPSEEK_SCALE
+        if self.scaling == "block" and theirs in state_dict and prefix + "weight_scale" not in state_dict:
+            state_dict = {name: value for name, value in state_dict.items() if name != theirs} | {
+                prefix + "weight_scale": state_dict[theirs].float()
+            }
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class Int8Linear(QuantizedLinear):

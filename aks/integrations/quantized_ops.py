@@ -104,8 +104,9 @@ def int8_linear(
 def quantize_rows(x: Tensor, dtype: torch.dtype, group: int = 0) -> tuple[Tensor, Tensor]:
     """Values of 8 bits and a scale for each row: ``x = values * scale[..., None]`` but for rounding.
 
-    Or one for every so many elements of a row, its group: what an x needs whose weight has scales of blocks. ``scale = max(|row|) / top`` with top 448 (e4m3) or 127 (int8), the rest as
-    ``aks.ops.quantize_rows.reference.quantize`` has it. The kernel lets the next one start early.
+    ``scale = max(|row|) / top`` with top 448 (e4m3) or 127 (int8), the rest as
+    ``aks.ops.quantize_rows.reference.quantize`` has it. With a group every so many elements of a row have a scale of
+    their own: what a product with scales of blocks takes. The kernel lets the next one start early.
 
     Parameters
     ----------
@@ -218,7 +219,8 @@ def _linear(kind: Kind, x: Tensor, w: Tensor, w_scale: Tensor, bias: Any, x_scal
         return out.zero_() if bias is None else out.copy_(bias)
     if x_scale is None:
         rows, x_scale = SCALINGS[scaling].quantise(rows, kind.dtype)
-    operands = Operands(w, x_scale.reshape(-1, x_scale.shape[-1]) if x_scale.dim() > 1 else x_scale, w_scale, bias)
+    each = (SCALINGS[scaling].x_count(1, x.shape[-1]),) if SCALINGS[scaling].group else ()
+    operands = Operands(w, x_scale.reshape(-1, *each), w_scale, bias)
     posed = kind.call.call_of(rows, operands, out, *mode)
     if posed is None:  # strides that no kernel takes
         rows = rows.contiguous()
@@ -245,6 +247,8 @@ def problems_of(kind: Kind, w: Tensor, w_scale: Tensor, bias: Tensor | None, *mo
 def _quantize_rows(x: Tensor, dtype: torch.dtype, group: int = 0) -> tuple[Tensor, Tensor]:
     _check_quantised(x, dtype, group)
     scale = _empty_scales(x, group)
+    if not x.numel():
+        return torch.empty_like(x, dtype=dtype), scale.zero_()
     dispatcher = _dispatcher(QUANTIZE_ROWS, x)
     if dispatcher:
         rows = x if x.dim() == 2 or x.is_contiguous() else x.reshape(-1, x.shape[-1])
@@ -253,8 +257,6 @@ def _quantize_rows(x: Tensor, dtype: torch.dtype, group: int = 0) -> tuple[Tenso
         call = quantize_call.call_of(rows, flat, values, group)
         if call and dispatcher.launch(call, rows, quantize_call.Operands(flat), values):
             return values.view(x.shape), scale
-    if not x.numel():
-        return torch.empty_like(x, dtype=dtype), scale.zero_()
     if not group:
         return quantize_reference.quantize(x, dtype)
     values, made = quantize_reference.quantize_blocks(x.reshape(-1, x.shape[-1]), dtype, 1)
@@ -264,6 +266,8 @@ def _quantize_rows(x: Tensor, dtype: torch.dtype, group: int = 0) -> tuple[Tenso
 def _empty_scales(x: Tensor, group: int) -> Tensor:
     """Memory for the scales of x [..., K]."""
     rows, k = x.shape[:-1], x.shape[-1]
+    if not group:
+        return x.new_empty(rows, dtype=torch.float32)
     count = quantize_call.count_scales(math.prod(rows), k, group)
     return quantize_call.as_scales(x.new_empty(count, dtype=torch.float32), rows, k, group)
 
@@ -278,23 +282,19 @@ def _check(kind: Kind, x: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | Non
     """The scaling that w_scale says; raises ``ValueError`` if operands do not fit."""
     if w.dtype != kind.dtype or w.dim() != 2:
         raise ValueError(f"aks.{kind.name}: w is {_said(w)}; wanted [N, K] of {kind.dtype}")
-    n, k = w.shape
-    if not x.dim() or x.shape[-1] != k:
+    if not x.dim() or x.shape[-1] != w.shape[1]:
         raise ValueError(f"aks.{kind.name}: x is {_said(x)}, w {_said(w)}; rows of both must be of one length")
     for name, tensor in (("w", w), ("w_scale", w_scale), ("bias", bias), ("x_scale", x_scale)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"aks.{kind.name}: x is on {x.device}, {name} on {tensor.device}; move both to one device")
-    shapes = {name: SCALINGS[name].w_shape(n, k) for name in scalings_of(kind.op)}
-    scaling = next((name for name, shape in shapes.items() if tuple(w_scale.shape) == shape), "")
-    if w_scale.dtype != torch.float32 or not scaling:
-        wanted = " or ".join(f"{list(shape)} ({name})" for name, shape in shapes.items())
-        raise ValueError(f"aks.{kind.name}: w_scale is {_said(w_scale)}; wanted float32 {wanted}")
+    scaling = scaling_of(kind, w, w_scale)
+    n, k = w.shape
     if bias is not None and (bias.dtype != torch.bfloat16 or bias.shape != (n,)):
         raise ValueError(f"aks.{kind.name}: bias is {_said(bias)}; wanted [{n}] of torch.bfloat16")
     if x.dtype == kind.dtype:
         wanted, each = SCALINGS[scaling].x_count(math.prod(x.shape[:-1]), k), SCALINGS[scaling].x_count(1, k)
-        fits = x_scale is not None and x_scale.dtype == torch.float32 and x_scale.numel() == wanted
-        if not fits or (each > 1 and x_scale.shape[-1] != each):
+        lies = x_scale is not None and (each == 1 or x_scale.shape[-1:] == (each,))
+        if x_scale is None or not lies or x_scale.dtype != torch.float32 or x_scale.numel() != wanted:
             said = "not given" if x_scale is None else _said(x_scale)
             in_rows = f" in rows of {each}" if each > 1 else ""
             raise ValueError(
@@ -306,6 +306,16 @@ def _check(kind: Kind, x: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | Non
             f"aks.{kind.name}: x is {x.dtype}{'' if x_scale is None else ', and x_scale is given'}; wanted bfloat16 or "
             f"float16 without a scale, or {kind.dtype} with one"
         )
+    return scaling
+
+
+def scaling_of(kind: Kind, w: Tensor, w_scale: Tensor) -> str:
+    """What the scales of a w [N, K] are of, of ``SCALINGS``; raises ``ValueError`` if they do not fit."""
+    shapes = {name: SCALINGS[name].w_shape(*w.shape) for name in scalings_of(kind.op)}
+    scaling = next((name for name, shape in shapes.items() if tuple(w_scale.shape) == shape), "")
+    if w_scale.dtype != torch.float32 or not scaling:
+        wanted = " or ".join(f"{list(shape)} ({name})" for name, shape in shapes.items())
+        raise ValueError(f"aks.{kind.name}: w_scale is {_said(w_scale)}; wanted float32 {wanted}")
     return scaling
 
 

@@ -63,7 +63,7 @@ def quantize(
     precision : str
         ``fp8`` or ``int8``.
     scaling : str
-        As of ``aks.nn.Fp8Linear``.
+        ``row``, ``tensor`` or ``block``, as of ``aks.nn.Fp8Linear``.
     skip : collection of str
         Names of layers, or of modules that they are in, or parts of such names between dots; also as regular
         expressions.

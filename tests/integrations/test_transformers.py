@@ -179,17 +179,21 @@ def test_decode_rates_of_quantised_models(stand_in) -> None:
     before = dict(model.named_modules())
     kinds = decoding.KERNELS
     ways = ("", "-vendor-mm", "-vendor")
-    assert {*kinds} == {"torch", "aks", *(f"{precision}{way}" for precision in ("fp8", "int8") for way in ways)}
+    quantised = ("fp8", "fp8-block", "int8")
+    assert {*kinds} == {"torch", "aks", *(f"{name}{way}" for name in quantised for way in ways)}
     length = decoding.Length(context=4, steps=2, rounds=1)
     rates = decoding.bench_decode(model, [1], ["eager"], length, kernels=kinds)
     errors = {rate.kernels: rate.logits_error for rate in rates}
     assert errors["torch"] == 0 and errors["aks"] <= 2e-2
-    for precision, error in (("fp8", 0.2), ("int8", 0.06)):
+    for name, error in (("fp8", 0.2), ("fp8-block", 0.2), ("int8", 0.06)):
         for way in ways:
-            assert errors["aks"] < errors[f"{precision}{way}"] < error, errors
-        calls = stand_in.layers[f"{precision}_gemm"].calls
+            assert errors["aks"] < errors[f"{name}{way}"] < error, errors
+        calls = [
+            problem for problem in stand_in.layers[f"{name.removesuffix('-block')}_gemm"].calls
+            if (problem.to_row().get("scaling") == "block") == name.endswith("-block")
+        ]  # fmt: skip
         # 7 layers; 3 warm steps, one to compare, a round of 2 with one before it. The vendor's way is none of ours.
-        assert len(calls) == 7 * 7 and all(problem.static_weights for problem in calls)
+        assert len(calls) == 7 * 7 and all(problem.to_row()["static_weights"] for problem in calls)
     assert dict(model.named_modules()) == before
 
 

@@ -139,7 +139,7 @@ def test_what_is_not_finite_stays_in_its_group() -> None:
 
 
 def test_groups_are_of_8_bit_floats_alone() -> None:
-    with pytest.raises(InvalidProblemError, match="out_dtype='int8' and group=128; .*group must be 0"):
+    with pytest.raises(InvalidProblemError, match=r"out_dtype='int8' and group=128; .*group must be 0"):
         QuantizeRowsProblem(m=1, k=128, out_dtype="int8", group=128)
     with pytest.raises(InvalidProblemError, match=r"group=64; group must be one of \(0, 128\)"):
         QuantizeRowsProblem(m=1, k=128, group=64)

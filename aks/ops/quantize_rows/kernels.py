@@ -29,14 +29,14 @@ def quantize_rows_kernel(
     if WHOLE:
         mask = inside & (columns < K)[None, :]
         x = tl.load(x_ptrs, mask=mask, other=0.0).to(tl.float32)
-        inverse = _scale_rows(_magnitude(x), scale_ptr, rows, M, FLOOR_BITS, TOP)
+        inverse = _write_scales(scale_ptr + rows, tl.max(_magnitude(x), axis=1), rows < M, FLOOR_BITS, TOP)
         tl.store(out_ptrs, _to_eight_bits(x * inverse[:, None], out_ptr.dtype.element_ty, TOP), mask=mask)
     else:
         magnitude = tl.zeros([BLOCK_M, BLOCK_K], dtype=tl.int32)
         for k in range(0, K, BLOCK_K):
             x = tl.load(x_ptrs + k, mask=inside & (k + columns < K)[None, :], other=0.0).to(tl.float32)
             magnitude = tl.maximum(magnitude, _magnitude(x))
-        inverse = _scale_rows(magnitude, scale_ptr, rows, M, FLOOR_BITS, TOP)
+        inverse = _write_scales(scale_ptr + rows, tl.max(magnitude, axis=1), rows < M, FLOOR_BITS, TOP)
         for k in range(0, K, BLOCK_K):
             mask = inside & (k + columns < K)[None, :]
             x = tl.load(x_ptrs + k, mask=mask, other=0.0).to(tl.float32)
@@ -65,9 +65,9 @@ def quantize_groups_kernel(
         gdc_launch_dependents()
         gdc_wait()
     x = tl.load(x_ptrs, mask=mask, other=0.0).to(tl.float32)
-    scale, inverse = _scale(tl.max(_magnitude(x), axis=2), FLOOR_BITS, TOP)
     scale_ptrs = scale_ptr + wide_rows * scale_step + groups[None, :] * scale_block
-    tl.store(scale_ptrs, scale, mask=(rows < M)[:, None] & (groups * GROUP < K)[None, :])
+    inside = (rows < M)[:, None] & (groups * GROUP < K)[None, :]
+    inverse = _write_scales(scale_ptrs, tl.max(_magnitude(x), axis=2), inside, FLOOR_BITS, TOP)
     out_ptrs = out_ptr + wide_rows[:, :, None] * out_row + columns[None, :, :]
     tl.store(out_ptrs, _to_eight_bits(x * inverse[:, :, None], out_ptr.dtype.element_ty, TOP), mask=mask)
 
@@ -79,19 +79,12 @@ def _magnitude(x):
 
 
 @triton.jit
-def _scale_rows(magnitude, scale_ptr, rows, M, FLOOR_BITS: tl.constexpr, TOP: tl.constexpr):
-    """Write the rows' scales; return what to multiply by."""
-    scale, inverse = _scale(tl.max(magnitude, axis=1), FLOOR_BITS, TOP)
-    tl.store(scale_ptr + rows, scale, mask=rows < M)
-    return inverse
-
-
-@triton.jit
-def _scale(magnitude, FLOOR_BITS: tl.constexpr, TOP: tl.constexpr):
-    """Scales for absolute maxima, of which these are the bits, and what to multiply by."""
+def _write_scales(scale_ptrs, magnitude, mask, FLOOR_BITS: tl.constexpr, TOP: tl.constexpr):
+    """Write the scales for absolute maxima, of which these are the bits; return what to multiply by."""
     absmax = tl.maximum(magnitude, FLOOR_BITS).to(tl.float32, bitcast=True)
     top = tl.full(absmax.shape, TOP, tl.float32)
-    return tl.div_rn(absmax, top), tl.div_rn(top, absmax)
+    tl.store(scale_ptrs, tl.div_rn(absmax, top), mask=mask)
+    return tl.div_rn(top, absmax)
 
 
 @triton.jit
