@@ -64,7 +64,7 @@ def decode(
         str,
         typer.Option(
             help="torch (as it is), aks (patched), fp8, fp8-block, int8 (quantised and patched); these with -vendor-mm "
-            "behind the name (products by torch._scaled_mm and the like) or with -vendor (not patched, all by PyTorch's "
+            "behind the name (products by torch._scaled_mm and such) or with -vendor (not patched, all by PyTorch's "
             "kernels); comma-separated."
         ),
     ] = "torch,aks",

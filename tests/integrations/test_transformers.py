@@ -105,14 +105,19 @@ def test_a_patched_model_is_saved_as_it_was(stand_in, tmp_path) -> None:
 class FakeQuantized(torch.nn.Module):
     """A linear layer whose weight and input are quantised and back, in plain PyTorch."""
 
-    def __init__(self, layer: torch.nn.Linear, dtype: torch.dtype) -> None:
+    def __init__(self, layer: torch.nn.Linear, dtype: torch.dtype, scaling: str) -> None:
         super().__init__()
-        self.dtype, self.bias = dtype, layer.bias
-        self.weight = self.there_and_back(layer.weight)
+        self.dtype, self.scaling, self.bias = dtype, scaling, layer.bias
+        self.weight = self.there_and_back(layer.weight, rows=128)
 
-    def there_and_back(self, x: torch.Tensor) -> torch.Tensor:
+    def there_and_back(self, x: torch.Tensor, rows: int = 1) -> torch.Tensor:
         top = 448.0 if self.dtype == torch.float8_e4m3fn else 127.0
         absmax = x.float().abs().amax(-1, keepdim=True)
+        if self.scaling == "block":
+            flat = x.float().abs().reshape(1, -1, x.shape[-1])
+            [absmax] = torch.nn.functional.max_pool2d(flat, (rows, 128), ceil_mode=True)
+            absmax = absmax.repeat_interleave(rows, 0)[: flat.shape[1]].repeat_interleave(128, 1)[:, : x.shape[-1]]
+            absmax = absmax.reshape(x.shape)
         tops = torch.full_like(absmax, top)
         quotients = (x.float() * (tops / absmax)).clamp(-top, top)  # rounded as documented: many are half way
         return (quotients if top == 448.0 else quotients.round()).to(self.dtype).double() * (absmax / tops)
@@ -122,15 +127,15 @@ class FakeQuantized(torch.nn.Module):
         return torch.nn.functional.linear(self.there_and_back(x), self.weight, bias).to(x.dtype)
 
 
-def check_quantized(family: str, precision: str, device: str, hidden: int, bound: float) -> None:
+def check_quantized(family: str, precision: str, device: str, hidden: int, bound: float, scaling: str = "row") -> None:
     """Logits are those of a model whose weights and inputs are quantised and back; generation goes on."""
     model, other, tokens = model_of(family, device, hidden), model_of(family, device, hidden), prompt(device)
     plain, sequence = logits_of(model, tokens), generated(model, tokens)
-    summary = aks.quantize(model, precision, verbose=False)
+    summary = aks.quantize(model, precision, scaling=scaling, verbose=False)
     assert len(summary.replaced) == FAMILIES[family] - 1 and set(summary.skipped) == {"lm_head"}
     for name in summary.replaced:
         parent, _, last = name.rpartition(".")
-        layer = FakeQuantized(other.get_submodule(name), PRECISIONS[precision].kind.dtype)
+        layer = FakeQuantized(other.get_submodule(name), PRECISIONS[precision].kind.dtype, scaling)
         setattr(other.get_submodule(parent), last, layer)
     wanted, logits = logits_of(other, tokens), logits_of(model, tokens)
     assert (logits - wanted).norm() <= bound * wanted.norm()
@@ -144,6 +149,11 @@ def check_quantized(family: str, precision: str, device: str, hidden: int, bound
 @pytest.mark.parametrize("family", ["llama", "llama-tied", "qwen2"])
 def test_a_quantised_model(family: str, precision: str) -> None:
     check_quantized(family, precision, "cpu", 64, 1e-2)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_model_quantised_in_blocks(family: str) -> None:
+    check_quantized(family, "fp8", "cpu", 192, 1e-2, "block")
 
 
 @pytest.mark.slow
@@ -271,10 +281,10 @@ def test_outputs_and_generation_on_the_gpu(shipped_tree, family: str) -> None:
 
 
 @gpu
-@pytest.mark.parametrize("precision", ["fp8", "int8"])
-def test_a_quantised_model_on_the_gpu(precision: str) -> None:
+@pytest.mark.parametrize(("precision", "scaling"), [("fp8", "row"), ("fp8", "block"), ("int8", "row")])
+def test_a_quantised_model_on_the_gpu(precision: str, scaling: str) -> None:
     # What a sum differs by tips quotients over to the next value.
-    check_quantized("llama", precision, "cuda", 1024, 4e-2)
+    check_quantized("llama", precision, "cuda", 1024, 4e-2, scaling)
 
 
 @gpu

@@ -12,7 +12,6 @@ from torch.nn import functional
 from aks.ops.gemm.reference import DTYPES, make_matrices, poison_of
 from aks.ops.quantize_rows.call import EIGHT_BIT, Operands, parts_of, rows_behind
 from aks.ops.quantize_rows.spec import QuantizeRowsProblem
-from aks.ops.scaled.reference import dequantize
 from aks.ops.scaled.spec import BLOCK
 
 __all__ = ["Inputs", "check", "make_inputs", "poison", "quantize", "quantize_blocks", "reference", "vendor"]
@@ -64,12 +63,12 @@ def quantize_blocks(x: Tensor, dtype: torch.dtype, rows: int = BLOCK) -> tuple[T
 
     With 1 row these are the groups of the op, with 128 the blocks that products take of a weight.
     """
-    if not x.numel():
-        return torch.empty_like(x, dtype=dtype), x.new_empty((-(-len(x) // rows), -(-x.shape[1] // BLOCK))).float()
-    padded = functional.pad(x.abs(), (0, -x.shape[1] % BLOCK, 0, -len(x) % rows))
-    blocks = padded.view(padded.shape[0] // rows, rows, padded.shape[1] // BLOCK, BLOCK)
-    scale, inverse = _scales(blocks.amax((1, 3)), dtype)
-    return _round(dequantize(x, inverse, rows), dtype), scale
+    (m, k), beyond = x.shape, (0, -x.shape[1] % BLOCK, 0, -len(x) % rows)
+    padded = functional.pad(x, beyond) if any(beyond) else x
+    blocks = padded.unflatten(1, (-1, BLOCK)).unflatten(0, (-1, rows))
+    scale, inverse = _scales(blocks.abs().amax((1, 3)), dtype)
+    values = _round(blocks.float() * inverse[:, None, :, None], dtype)
+    return values.reshape(padded.shape)[:m, :k].contiguous(), scale
 
 
 def _scales(absmax: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
