@@ -127,7 +127,7 @@ RULES = (
     Rule("8-bit floats need capability 8.9", "kind == TORCH or out_dtype == 1 or capability >= 89"),
 )
 
-_BYTES = "(m * (3 * k + 4 * ceil_div(k, max(group, (group == 0) * k))))"
+_BYTES = "(m * (3 * k + 4 * max(1, (group > 0) * ceil_div(k, max(1, group)))))"
 _BLOCK_K = "max(block_k, (kind == ROW) * next_pow2(k), (kind == TORCH) * 1024)"
 _STEPS = f"ceil_div(k, {_BLOCK_K})"
 PROGRAMS = f"(ceil_div(m, max(1, block_m)) * max(1, (kind == TILE) * {_STEPS}))"
