@@ -63,9 +63,9 @@ def decode(
     kernels: Annotated[
         str,
         typer.Option(
-            help="torch (as it is), aks (patched), fp8, int8, int4 (quantised and patched), fp8-vendor-mm, "
-            "int8-vendor-mm, int4-vendor-mm (likewise, with products by torch._scaled_mm, torch._int_mm and tinygemm), "
-            "fp8-vendor, int8-vendor, int4-vendor (quantised, all by PyTorch's kernels); comma-separated."
+            help="torch (as it is), aks (patched), fp8, fp8-block, int8, int4 (quantised and patched); these with "
+            "-vendor-mm behind the name (products by torch._scaled_mm and such) or with -vendor (not patched, all by "
+            "PyTorch's kernels); comma-separated."
         ),
     ] = "torch,aks",
     context: Annotated[int, typer.Option(min=1, help="Tokens before the first step.")] = 128,

@@ -39,23 +39,36 @@ WAYS = ("eager", "graph", "compiled")
 class Kernels:
     """What runs a model.
 
-    fusions: of ``aks.patch``; None: it is not patched. precision: what ``aks.quantize`` makes of it first; empty: it
-    stays as it is. vendor: ops of quantised layers that PyTorch's kernels do (``torch._scaled_mm``, ``torch._int_mm``,
-    tinygemm).
+    fusions: of ``aks.patch``; None: it is not patched. precision: what ``aks.quantize`` makes of it first, with these
+    options; empty: it stays as it is. vendor: ops of quantised layers that PyTorch's kernels do (``torch._scaled_mm``,
+    ``torch._int_mm``, tinygemm).
     """
 
     fusions: Collection[str] | None = None
     precision: str = ""
+    options: tuple[tuple[str, Any], ...] = ()
     vendor: Collection[str] = ()
 
 
-_PRODUCTS = {name: layer.op.name for name, layer in PRECISIONS.items()}
+_QUANTIZED: dict[str, tuple[str, tuple[tuple[str, Any], ...]]] = {
+    **{name: (name, ()) for name in PRECISIONS},
+    "fp8-block": ("fp8", (("scaling", "block"),)),
+}
+"""Precision and options of ``aks.quantize`` by name."""
+
+
+def _quantized_kernels(name: str, fusions: Collection[str] | None, *more: str) -> Kernels:
+    """Kernels of an entry of ``_QUANTIZED`` with products by the vendor, and these ops."""
+    precision, options = _QUANTIZED[name]
+    return Kernels(fusions, precision, options, (PRECISIONS[precision].op.name, *more))
+
+
 KERNELS = {
     "torch": Kernels(),
     "aks": Kernels(FUSIONS),
-    **{name: Kernels(FUSIONS, name) for name in _PRODUCTS},
-    **{f"{name}-vendor-mm": Kernels(FUSIONS, name, (op,)) for name, op in _PRODUCTS.items()},
-    **{f"{name}-vendor": Kernels(None, name, (op, QUANTIZE_ROWS.name)) for name, op in _PRODUCTS.items()},
+    **{name: Kernels(FUSIONS, *how) for name, how in _QUANTIZED.items()},
+    **{f"{name}-vendor-mm": _quantized_kernels(name, FUSIONS) for name in _QUANTIZED},
+    **{f"{name}-vendor": _quantized_kernels(name, None, QUANTIZE_ROWS.name) for name in _QUANTIZED},
 }
 """By name: PyTorch's kernels; a patched model; quantised and patched; that, but for its products, which are the
 vendor's; quantised, and all by PyTorch's kernels."""
@@ -223,16 +236,17 @@ def bench_decode(
     length = length or Length()
     _check(model, batches, ways, length)
 
-    quantized = {precision: _quantized(model, precision) for precision in {one.precision for one in kernels.values()}}
+    quantized = {how: _quantized(model, *how) for how in {(one.precision, one.options) for one in kernels.values()}}
 
     @contextmanager
     def patched(kind: str) -> Iterator[None]:
-        layers, fusions = quantized[kernels[kind].precision], kernels[kind].fusions
+        one = kernels[kind]
+        layers, fusions = quantized[one.precision, one.options], one.fusions
         exchange(model, layers)
         if fusions is not None:
             patch(model, static_weights=static_weights, fuse=fusions, verbose=False)
         try:
-            with vendor_only(kernels[kind].vendor):
+            with vendor_only(one.vendor):
                 yield
         finally:
             if fusions is not None:
@@ -266,15 +280,15 @@ def bench_decode(
     return rates
 
 
-def _quantized(model: nn.Module, precision: str) -> dict[nn.Module, nn.Module]:
+def _quantized(model: nn.Module, precision: str, options: tuple[tuple[str, Any], ...]) -> dict[nn.Module, nn.Module]:
     """Layers of a model, and what they are at that precision: those that ``aks.quantize`` replaces."""
     if not precision:
         return {}
     kind = kind_of(precision)
     made: dict[nn.Module, nn.Module] = {
-        layer: kind.from_linear(layer)
+        layer: kind.from_linear(layer, **dict(options))
         for name, layer in linear_layers(model)
-        if not reason_to_skip(name, layer, SKIPPED, kind)
+        if not reason_to_skip(name, layer, SKIPPED, kind, **dict(options))
     }
     settle(made.values())
     return made

@@ -11,8 +11,10 @@ from aks.core.problem import Problem
 from aks.integrations import quantized_ops
 from aks.integrations.int4 import Int4Linear
 from aks.integrations.quantized_base import QuantizedLinear, why_not
-from aks.integrations.quantized_ops import SCALINGS, scalings_of
-from aks.ops.quantize_rows.reference import quantize
+from aks.integrations.quantized_ops import SCALINGS, scaling_of, scalings_of
+
+_DEEPSEEK_SCALE = "weight_scale_inv"
+"""What weights are multiplied by, whatever its name says (``weight_dequant`` in DeepSeek-V3's ``kernel.py``)."""
 
 
 class ScaledLinear(QuantizedLinear):
@@ -20,14 +22,15 @@ class ScaledLinear(QuantizedLinear):
 
     Buffers are ``weight`` [out_features, in_features], ``weight_scale`` float32 and ``bias``. An instance that is made
     by itself has weights of 0: it is for loading a ``state_dict``. ``from_linear`` quantises, as
-    ``aks.ops.quantize_rows.reference.quantize`` says: ``scale = max(|w|) / top`` for each row of the weight, or for all
-    of it, and values rounded to the nearest.
+    ``aks.ops.quantize_rows.reference.quantize`` says: ``scale = max(|w|) / top`` for each row of the weight, all of it
+    or each of its blocks, and values rounded to the nearest. ``from_quantized`` takes what is quantised already.
 
     Parameters
     ----------
     scaling : str
         ``row``: a scale for each row of the weight, and for each row of x when it is quantised; ``tensor``: one for the
-        weight, one for x. Int8 has rows alone.
+        weight, one for x; ``block``: one for every 128 x 128 of the weight, and for every 128 of a row of x. Int8 has
+        rows alone.
     static_weights : bool, optional
         As of ``aks.nn.Linear``.
 
@@ -88,9 +91,48 @@ class ScaledLinear(QuantizedLinear):
         made.bias = None if linear.bias is None else linear.bias.detach().to(torch.bfloat16, copy=True)
         return made.train(linear.training)
 
+    @classmethod
+    def from_quantized(
+        cls, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, static_weights: bool | None = None
+    ) -> Self:
+        """A layer of a weight that is quantised already, in evaluation mode. It shares their memory with its arguments.
+
+        Parameters
+        ----------
+        weight : Tensor
+            [out_features, in_features] of the layer's 8-bit type.
+        weight_scale : Tensor
+            By which the weight is to be multiplied: [out_features], [1] or of blocks, which says the scaling. Not
+            float32, it is converted. The ``weight_scale_inv`` of DeepSeek's checkpoints is one of blocks.
+        bias : Tensor, optional
+            [out_features], bf16 or converted to it.
+
+        Raises
+        ------
+        ValueError
+            If dtypes or shapes do not fit.
+        """
+        if weight.dtype != cls.kind.dtype or weight.dim() != 2:
+            raise ValueError(
+                f"aks.nn.{cls.__name__}.from_quantized: weight is {list(weight.shape)} {weight.dtype}; wanted "
+                f"[out_features, in_features] of {cls.kind.dtype}"
+            )
+        weight_scale = weight_scale.detach().float()
+        scaling = scaling_of(cls.kind, weight, weight_scale)
+        made = cls(
+            weight.shape[1], weight.shape[0], bias is not None, "meta", scaling=scaling, static_weights=static_weights
+        )
+        if bias is not None and bias.shape != weight.shape[:1]:
+            raise ValueError(
+                f"aks.nn.{cls.__name__}.from_quantized: bias is {list(bias.shape)}; wanted {list(weight.shape[:1])}"
+            )
+        made.weight, made.weight_scale = weight.detach(), weight_scale
+        made.bias = None if bias is None else bias.detach().to(torch.bfloat16)
+        return made.eval()
+
     def quantize_weight(self, weight: Tensor, scaling: str) -> tuple[Tensor, Tensor]:
         """Weight and scales of a weight [out_features, in_features] of floats."""
-        return quantize(weight, self.kind.dtype, by_row=scaling == "row")
+        return SCALINGS[scaling].quantise_w(weight, self.kind.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features], of x's dtype."""
@@ -115,7 +157,12 @@ class ScaledLinear(QuantizedLinear):
 
 
 class Fp8Linear(ScaledLinear):
-    """A ``ScaledLinear`` of 8-bit floats (e4m3), computed by ``aks.fp8_linear``; scaling ``row`` or ``tensor``."""
+    """A ``ScaledLinear`` of 8-bit floats (e4m3), computed by ``aks.fp8_linear``; scaling ``row``, ``tensor`` or
+    ``block``.
+
+    With scaling ``block`` it loads what DeepSeek's checkpoints have, too: ``weight_scale_inv`` of any floats for
+    ``weight_scale``.
+    """
 
     precision, kind, op = "fp8", quantized_ops.FP8, quantized_ops.FP8.op
 
@@ -124,6 +171,14 @@ class Fp8Linear(ScaledLinear):
 
     def mode(self, static_weights: bool) -> tuple[bool, ...]:
         return self.fast_accum, static_weights
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest) -> None:
+        theirs = prefix + _DEEPSEEK_SCALE
+        if self.scaling == "block" and theirs in state_dict and prefix + "weight_scale" not in state_dict:
+            state_dict = {name: value for name, value in state_dict.items() if name != theirs} | {
+                prefix + "weight_scale": state_dict[theirs].float()
+            }
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class Int8Linear(ScaledLinear):

@@ -31,8 +31,9 @@ from aks.ops.int8_gemm.spec import INT8_GEMM
 from aks.ops.op import Op
 from aks.ops.quantize_rows import call as quantize_call
 from aks.ops.quantize_rows import reference as quantize_reference
-from aks.ops.quantize_rows.spec import QUANTIZE_ROWS
+from aks.ops.quantize_rows.spec import GROUPS, QUANTIZE_ROWS
 from aks.ops.scaled.call import Operands
+from aks.ops.scaled.spec import BLOCK
 from aks.runtime import layers
 
 
@@ -52,26 +53,28 @@ def fp8_linear(
     ----------
     x : Tensor
         [..., K], bf16 or fp16: it is quantised first (``aks.quantize_rows``; with a w_scale of [1], all of it with one
-        scale). Or e4m3, with its scale.
+        scale; with a w_scale of blocks, by groups). Or e4m3, with its scale.
     w : Tensor
         [N, K], e4m3.
     w_scale : Tensor
-        float32: [N], a scale for each row of w, or [1], one for all.
+        float32: [N], a scale for each row of w; [1], one for all; or of blocks, [ceil(N / 128), ceil(K / 128)], one for
+        every 128 x 128 of w, as DeepSeek's checkpoints have them.
     bias : Tensor, optional
         [N], bf16.
     x_scale : Tensor, optional
-        float32, of an x that is e4m3: one for each row of K where w_scale is [N], one element where it is [1].
+        float32, of an x that is e4m3: one for each row of K where w_scale is [N], one element where it is [1], and
+        where it is of blocks [..., ceil(K / 128)], of any strides.
     fast_accum : bool
         Whether tensor cores may add up all of K by themselves, which keeps some 14 bits of a sum on Hopper. Else a
-        float32 is added to every 128 of K.
+        float32 is added to every 128 of K, as it always is with scales of blocks.
     static_weights : bool
         As of ``aks.linear``.
 
     Returns
     -------
     Tensor
-        [..., N] bf16. What no kernel takes, or the tree declines, is ``torch._scaled_mm``; on a CPU, arithmetic in
-        float64.
+        [..., N] bf16. What no kernel takes, or the tree declines, is ``torch._scaled_mm`` (with scales of blocks,
+        ``aks.ops.fp8_gemm.blocks``); on a CPU, arithmetic in float64.
 
     Raises
     ------
@@ -99,11 +102,12 @@ def int8_linear(
     return call(INT8, x, w, w_scale, bias, x_scale, static_weights)
 
 
-def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def quantize_rows(x: Tensor, dtype: torch.dtype, group: int = 0) -> tuple[Tensor, Tensor]:
     """Values of 8 bits and a scale for each row: ``x = values * scale[..., None]`` but for rounding.
 
     ``scale = max(|row|) / top`` with top 448 (e4m3) or 127 (int8), the rest as
-    ``aks.ops.quantize_rows.reference.quantize`` has it. The kernel lets the next one start early.
+    ``aks.ops.quantize_rows.reference.quantize`` has it. With a group every so many elements of a row have a scale of
+    their own: what a product with scales of blocks takes. The kernel lets the next one start early.
 
     Parameters
     ----------
@@ -111,23 +115,26 @@ def quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         [..., K], bf16 or fp16. Other floats are quantised by PyTorch's kernels.
     dtype : torch.dtype
         ``torch.float8_e4m3fn`` or ``torch.int8``.
+    group : int
+        0, the whole row; or 128, with ``torch.float8_e4m3fn``.
 
     Returns
     -------
     tuple of Tensor
-        values [..., K] of dtype, scale [...] float32.
+        values [..., K] of dtype, scale [...] float32. Of groups, scale is [..., ceil(K / group)], of which those of one
+        group lie side by side, as cuBLASLt wants them.
 
     Raises
     ------
     ValueError
-        If x is not of floats, or dtype no such type.
+        If x is not of floats, dtype no such type, or group none for it.
     RuntimeError
         If a gradient is wanted.
     """
     if torch.compiler.is_compiling() or not torch_ops.is_plain(x, x):
-        return torch.ops.aks.quantize_rows(x, dtype)
+        return torch.ops.aks.quantize_rows(x, dtype, group)
     _refuse_gradients("quantize_rows", x)
-    return _quantize_rows(x, dtype)
+    return _quantize_rows(x, dtype, group)
 
 
 @contextmanager
@@ -162,7 +169,7 @@ INT8 = Kind("int8_linear", INT8_GEMM, int8_call, int8_reference.vendor, torch.in
 
 
 class Scaling(NamedTuple):
-    """How the scales of a product lie; op: what quantises x, if any does."""
+    """How the scales of a product lie; op: what quantises x, if any does, with a scale for each group (0: row)."""
 
     w_shape: Callable[[int, int], tuple[int, ...]]
     """Of w_scale, by N and K."""
@@ -170,13 +177,28 @@ class Scaling(NamedTuple):
     """Scales of x, by its rows and K."""
     quantise: Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]
     """x to values and scales."""
+    quantise_w: Callable[[Tensor, torch.dtype], tuple[Tensor, Tensor]]
+    """w to values and scales."""
     op: Op | None = None
+    group: int = 0
 
 
+def _blocks(k: int) -> int:
+    return -(-k // BLOCK)
+
+
+_by_tensor = partial(quantize_reference.quantize, by_row=False)
 SCALINGS = {
-    "row": Scaling(lambda n, k: (n,), lambda m, k: m, lambda x, dtype: _quantize_rows(x, dtype), QUANTIZE_ROWS),
-    "tensor": Scaling(lambda n, k: (1,), lambda m, k: 1, partial(quantize_reference.quantize, by_row=False)),
-}
+    "row": Scaling(
+        lambda n, k: (n,), lambda m, k: m, lambda x, dtype: _quantize_rows(x, dtype), quantize_reference.quantize,
+        QUANTIZE_ROWS,
+    ),
+    "tensor": Scaling(lambda n, k: (1,), lambda m, k: 1, _by_tensor, _by_tensor),
+    "block": Scaling(
+        lambda n, k: (_blocks(n), _blocks(k)), lambda m, k: m * _blocks(k),
+        lambda x, dtype: _quantize_rows(x, dtype, BLOCK), quantize_reference.quantize_blocks, QUANTIZE_ROWS, BLOCK,
+    ),
+}  # fmt: skip
 
 
 def scalings_of(op: Op) -> tuple[str, ...]:
@@ -200,7 +222,8 @@ def _linear(kind: Kind, x: Tensor, w: Tensor, w_scale: Tensor, bias: Any, x_scal
         return out.zero_() if bias is None else out.copy_(bias)
     if x_scale is None:
         rows, x_scale = SCALINGS[scaling].quantise(rows, kind.dtype)
-    operands = Operands(w, x_scale.reshape(-1), w_scale, bias)
+    each = (SCALINGS[scaling].x_count(1, x.shape[-1]),) if SCALINGS[scaling].group else ()
+    operands = Operands(w, x_scale.reshape(-1, *each), w_scale, bias)
     posed = kind.call.call_of(rows, operands, out, *mode)
     if posed is None:  # strides that no kernel takes
         rows = rows.contiguous()
@@ -217,26 +240,39 @@ def problems_of(kind: Kind, w: Tensor, w_scale: Tensor, bias: Tensor | None, *mo
     """What a bf16 x of one row poses, in the order of the launches: to quantise it, and the product."""
     x = w.new_empty((1, w.shape[1]), dtype=torch.bfloat16)
     scaling = SCALINGS[_check(kind, x, w, w_scale, bias, None)]
-    values, x_scale = torch.empty_like(x, dtype=kind.dtype), w_scale.new_empty(scaling.x_count(*x.shape))
+    values, x_scale = torch.empty_like(x, dtype=kind.dtype), w_scale.new_empty((1, scaling.x_count(*x.shape)))
     calls = [kind.call.call_of(values, Operands(w, x_scale, w_scale, bias), x.new_empty((1, w.shape[0])), *mode)]
     if scaling.op is QUANTIZE_ROWS:
-        calls.insert(0, quantize_call.call_of(x, x_scale, values))
+        calls.insert(0, quantize_call.call_of(x, x_scale, values, scaling.group))
     return tuple(call.problem() for call in calls if call)
 
 
-def _quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    _check_quantised(x, dtype)
+def _quantize_rows(x: Tensor, dtype: torch.dtype, group: int = 0) -> tuple[Tensor, Tensor]:
+    _check_quantised(x, dtype, group)
+    scale = _empty_scales(x, group)
+    if not x.numel():
+        return torch.empty_like(x, dtype=dtype), scale.zero_()
     dispatcher = _dispatcher(QUANTIZE_ROWS, x)
     if dispatcher:
         rows = x if x.dim() == 2 or x.is_contiguous() else x.reshape(-1, x.shape[-1])
         values = torch.empty_like(rows, dtype=dtype, memory_format=torch.contiguous_format)
-        scale = rows.new_empty(math.prod(rows.shape[:-1]), dtype=torch.float32)
-        call = quantize_call.call_of(rows, scale, values)
-        if call and dispatcher.launch(call, rows, quantize_call.Operands(scale), values):
-            return values.view(x.shape), scale.view(x.shape[:-1])
-    if not x.numel():
-        return torch.empty_like(x, dtype=dtype), x.new_zeros(x.shape[:-1], dtype=torch.float32)
-    return quantize_reference.quantize(x, dtype)
+        flat = scale.view(-1, scale.shape[-1]) if group else scale.view(-1)
+        call = quantize_call.call_of(rows, flat, values, group)
+        if call and dispatcher.launch(call, rows, quantize_call.Operands(flat), values):
+            return values.view(x.shape), scale
+    if not group:
+        return quantize_reference.quantize(x, dtype)
+    values, made = quantize_reference.quantize_blocks(x.reshape(-1, x.shape[-1]), dtype, 1)
+    return values.view(x.shape), scale.copy_(made.view(scale.shape))
+
+
+def _empty_scales(x: Tensor, group: int) -> Tensor:
+    """Memory for the scales of x [..., K]."""
+    rows, k = x.shape[:-1], x.shape[-1]
+    if not group:
+        return x.new_empty(rows, dtype=torch.float32)
+    count = quantize_call.count_scales(math.prod(rows), k, group)
+    return quantize_call.as_scales(x.new_empty(count, dtype=torch.float32), rows, k, group)
 
 
 def _dispatcher(op: Op, x: Tensor) -> layers.LayerDispatcher | None:
@@ -249,26 +285,24 @@ def _check(kind: Kind, x: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | Non
     """The scaling that w_scale says; raises ``ValueError`` if operands do not fit."""
     if w.dtype != kind.dtype or w.dim() != 2:
         raise ValueError(f"aks.{kind.name}: w is {_said(w)}; wanted [N, K] of {kind.dtype}")
-    n, k = w.shape
-    if not x.dim() or x.shape[-1] != k:
+    if not x.dim() or x.shape[-1] != w.shape[1]:
         raise ValueError(f"aks.{kind.name}: x is {_said(x)}, w {_said(w)}; rows of both must be of one length")
     for name, tensor in (("w", w), ("w_scale", w_scale), ("bias", bias), ("x_scale", x_scale)):
         if tensor is not None and tensor.device != x.device:
             raise ValueError(f"aks.{kind.name}: x is on {x.device}, {name} on {tensor.device}; move both to one device")
-    shapes = {name: SCALINGS[name].w_shape(n, k) for name in scalings_of(kind.op)}
-    scaling = next((name for name, shape in shapes.items() if tuple(w_scale.shape) == shape), "")
-    if w_scale.dtype != torch.float32 or not scaling:
-        wanted = " or ".join(f"{list(shape)} ({name})" for name, shape in shapes.items())
-        raise ValueError(f"aks.{kind.name}: w_scale is {_said(w_scale)}; wanted float32 {wanted}")
+    scaling = scaling_of(kind, w, w_scale)
+    n, k = w.shape
     if bias is not None and (bias.dtype != torch.bfloat16 or bias.shape != (n,)):
         raise ValueError(f"aks.{kind.name}: bias is {_said(bias)}; wanted [{n}] of torch.bfloat16")
     if x.dtype == kind.dtype:
-        wanted = SCALINGS[scaling].x_count(math.prod(x.shape[:-1]), k)
-        if x_scale is None or x_scale.dtype != torch.float32 or x_scale.numel() != wanted:
+        wanted, each = SCALINGS[scaling].x_count(math.prod(x.shape[:-1]), k), SCALINGS[scaling].x_count(1, k)
+        lies = x_scale is not None and (each == 1 or x_scale.shape[-1:] == (each,))
+        if x_scale is None or not lies or x_scale.dtype != torch.float32 or x_scale.numel() != wanted:
             said = "not given" if x_scale is None else _said(x_scale)
+            in_rows = f" in rows of {each}" if each > 1 else ""
             raise ValueError(
-                f"aks.{kind.name}: x is quantised, and x_scale is {said}; wanted {wanted} float32, as w_scale is by "
-                f"{scaling}"
+                f"aks.{kind.name}: x is quantised, and x_scale is {said}; wanted {wanted} float32{in_rows}, as w_scale "
+                f"is by {scaling}"
             )
     elif x_scale is not None or not x.is_floating_point() or x.dtype.itemsize == 1:
         raise ValueError(
@@ -278,12 +312,25 @@ def _check(kind: Kind, x: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | Non
     return scaling
 
 
-def _check_quantised(x: Tensor, dtype: torch.dtype) -> None:
+def scaling_of(kind: Kind, w: Tensor, w_scale: Tensor) -> str:
+    """What the scales of a w [N, K] are of, of ``SCALINGS``; raises ``ValueError`` if they do not fit."""
+    shapes = {name: SCALINGS[name].w_shape(*w.shape) for name in scalings_of(kind.op)}
+    scaling = next((name for name, shape in shapes.items() if tuple(w_scale.shape) == shape), "")
+    if w_scale.dtype != torch.float32 or not scaling:
+        wanted = " or ".join(f"{list(shape)} ({name})" for name, shape in shapes.items())
+        raise ValueError(f"aks.{kind.name}: w_scale is {_said(w_scale)}; wanted float32 {wanted}")
+    return scaling
+
+
+def _check_quantised(x: Tensor, dtype: torch.dtype, group: int) -> None:
     if not x.dim() or not x.is_floating_point() or x.dtype.itemsize == 1:
         raise ValueError(f"aks.quantize_rows: x is {_said(x)}; wanted [..., K] of bfloat16 or float16")
     if dtype not in quantize_reference.TOPS:
         known = ", ".join(map(str, quantize_reference.TOPS))
         raise ValueError(f"aks.quantize_rows: dtype is {dtype}; wanted one of {known}")
+    if group not in GROUPS or (group and dtype == torch.int8):
+        known = "0, as it is of whole rows" if dtype == torch.int8 else f"one of {', '.join(map(str, GROUPS))}"
+        raise ValueError(f"aks.quantize_rows: group is {group}, dtype {dtype}; wanted {known}")
 
 
 def _said(tensor: Tensor) -> str:
@@ -332,11 +379,16 @@ def _define_linear(kind: Kind, modes: str, defaults: tuple[bool, ...]) -> None:
     )
 
 
-def _fake_quantize_rows(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    _check_quantised(x, dtype)
-    return x.new_empty(x.shape, dtype=dtype), x.new_empty(x.shape[:-1], dtype=torch.float32)
+def _fake_quantize_rows(x: Tensor, dtype: torch.dtype, group: int = 0) -> tuple[Tensor, Tensor]:
+    _check_quantised(x, dtype, group)
+    return x.new_empty(x.shape, dtype=dtype), _empty_scales(x, group)
 
 
 _define_linear(FP8, "bool fast_accum=True, bool static_weights=False", (True, False))
 _define_linear(INT8, "bool static_weights=False", (False,))
-_define("quantize_rows", "(Tensor x, ScalarType dtype) -> (Tensor, Tensor)", _quantize_rows, _fake_quantize_rows)
+_define(
+    "quantize_rows",
+    "(Tensor x, ScalarType dtype, int group=0) -> (Tensor, Tensor)",
+    _quantize_rows,
+    _fake_quantize_rows,
+)

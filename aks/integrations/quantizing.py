@@ -74,7 +74,8 @@ def quantize(
     verbose : bool
         Print the summary.
     **options
-        Of the layer: scaling of 8 bits; group, zeros, tinygemm, keep_bf16 and density of 4.
+        Of the layer: scaling of 8 bits (``row``; of fp8 also ``tensor``, ``block``); group, zeros, tinygemm, keep_bf16
+        and density of 4.
 
     Returns
     -------

@@ -124,7 +124,9 @@ def test_norms_of_rows_that_no_layer_takes_are_left_out(stand_in) -> None:
     assert {layer.problem.to_row()["k"] for layer in graphs.layers_of(model) if layer.problem.OP == "rms_norm"} == {64}
 
 
-@pytest.mark.parametrize(("precision", "scaling"), [("fp8", "row"), ("fp8", "tensor"), ("int8", "row")])
+@pytest.mark.parametrize(
+    ("precision", "scaling"), [("fp8", "row"), ("fp8", "tensor"), ("fp8", "block"), ("int8", "row")]
+)
 def test_quantised_layers_pose_what_a_step_of_them_launches(stand_in, precision: str, scaling: str) -> None:
     model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(3)), nn.Linear(64, 32, bias=False)).bfloat16().eval()
     aks.quantize(model, precision, scaling=scaling, verbose=False)
@@ -133,8 +135,8 @@ def test_quantised_layers_pose_what_a_step_of_them_launches(stand_in, precision:
     with torch.no_grad():
         model(torch.randn(1, 64).bfloat16())
     assert by_op.pop(f"{precision}_gemm") == Counter(stand_in.layers[f"{precision}_gemm"].calls)
-    quantised = {QuantizeRowsProblem(m=1, k=64, out_dtype=precision): 4}
-    assert by_op == ({"quantize_rows": quantised} if scaling == "row" else {})
+    quantised = {QuantizeRowsProblem(m=1, k=64, out_dtype=precision, group=128 if scaling == "block" else 0): 4}
+    assert by_op == ({} if scaling == "tensor" else {"quantize_rows": quantised})
 
 
 @pytest.mark.gpu

@@ -13,14 +13,30 @@ from torch import Tensor, nn
 import aks
 from aks.integrations import quantized_ops
 from aks.integrations.quantized import PRECISIONS
-from aks.ops.quantize_rows.reference import quantize
+from aks.ops.quantize_rows.reference import quantize, quantize_blocks
+from aks.ops.quantize_rows.spec import QuantizeRowsProblem
 
 gpu = pytest.mark.gpu
 BF16, FP8, INT8 = torch.bfloat16, torch.float8_e4m3fn, torch.int8
-MODES = [("fp8", "row"), ("fp8", "tensor"), ("int8", "row")]
+MODES = [("fp8", "row"), ("fp8", "tensor"), ("fp8", "block"), ("int8", "row")]
 LINEAR: dict[str, Any] = {"fp8": aks.fp8_linear, "int8": aks.int8_linear}
 DTYPE = {"fp8": FP8, "int8": INT8}
 modes = pytest.mark.parametrize(("precision", "scaling"), MODES)
+
+
+def quantized(x: Tensor, precision: str, scaling: str, rows: int = 1) -> tuple[Tensor, Tensor]:
+    """Values and scales of x [R, K]; of blocks with so many rows."""
+    if scaling == "block":
+        return quantize_blocks(x, DTYPE[precision], rows)
+    return quantize(x, DTYPE[precision], scaling == "row")
+
+
+def dequantized(values: Tensor, scale: Tensor, rows: int = 1) -> Tensor:
+    """In float64, each value by itself times its scale."""
+    if scale.dim() == 1:
+        return values.double() * scale.double()[:, None]
+    r, k = torch.arange(len(values)) // rows, torch.arange(values.shape[1]) // 128
+    return values.double() * scale.double()[r[:, None], k[None, :]]
 
 
 def operands(
@@ -28,15 +44,14 @@ def operands(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x of that shape, a quantised weight [n, K], its scales, and a bias."""
     x = torch.randn(shape, device=device).to(dtype)
-    w, w_scale = quantize(torch.randn(n, shape[-1], device=device), DTYPE[precision], scaling == "row")
+    w, w_scale = quantized(torch.randn(n, shape[-1], device=device), precision, scaling, 128)
     return x, w, w_scale, torch.randn(n, device=device).to(BF16)
 
 
 def expected(precision: str, scaling: str, x: Tensor, w: Tensor, w_scale: Tensor, bias: Tensor | None) -> Tensor:
     """In float64, of the values that x is quantised to."""
     rows = x.reshape(-1, x.shape[-1])
-    values, x_scale = quantize(rows, DTYPE[precision], scaling == "row")
-    y = (values.double() * x_scale.double()[:, None]) @ (w.double() * w_scale.double()[:, None]).T
+    y = dequantized(*quantized(rows, precision, scaling)) @ dequantized(w, w_scale, 128).T
     return (y if bias is None else y + bias.double()).view(*x.shape[:-1], len(w))
 
 
@@ -49,20 +64,32 @@ def check(y: Tensor, wanted: Tensor, accumulation: float = 0.0) -> None:
 
 @modes
 @pytest.mark.parametrize("dtype", [BF16, torch.float16])
-@pytest.mark.parametrize(("shape", "n"), [((1, 64), 32), ((2, 3, 80), 48), ((7, 131), 33), ((5, 16), 1), ((16,), 4)])
+@pytest.mark.parametrize(
+    ("shape", "n"), [((1, 64), 32), ((2, 3, 80), 48), ((7, 131), 33), ((5, 16), 1), ((16,), 4), ((3, 300), 260)]
+)
 def test_functions_are_right(precision: str, scaling: str, dtype: torch.dtype, shape, n) -> None:
     x, w, w_scale, bias = operands(precision, scaling, shape, n, dtype=dtype)
     for one in (None, bias):
-        wanted = expected(precision, "row" if n == 1 else scaling, x, w, w_scale, one)
+        wanted = expected(precision, "row" if n == 1 and scaling == "tensor" else scaling, x, w, w_scale, one)
         check(LINEAR[precision](x, w, w_scale, one), wanted)
 
 
 @modes
 def test_an_x_that_is_quantised_already(precision: str, scaling: str) -> None:
-    x, w, w_scale, bias = operands(precision, scaling, (2, 3, 80), 48)
-    values, x_scale = quantize(x, DTYPE[precision], scaling == "row")
-    y = LINEAR[precision](values, w, w_scale, bias, x_scale=x_scale)
+    x, w, w_scale, bias = operands(precision, scaling, (2, 3, 272), 48)
+    values, x_scale = quantized(x.view(6, 272), precision, scaling)
+    if scaling != "tensor":
+        x_scale = x_scale.view(2, 3, *x_scale.shape[1:])
+    y = LINEAR[precision](values.view(x.shape), w, w_scale, bias, x_scale=x_scale)
     assert torch.equal(y, LINEAR[precision](x, w, w_scale, bias))
+    if scaling == "block":
+        values, laid_out = aks.quantize_rows(x, FP8, 128)
+        assert laid_out.stride() != x_scale.stride()
+        assert torch.equal(y, aks.fp8_linear(values, w, w_scale, bias, x_scale=laid_out))
+        with pytest.raises(
+            ValueError, match=r"x_scale is \[18\].*; wanted 18 float32 in rows of 3, as w_scale is by block"
+        ):
+            aks.fp8_linear(values.view(x.shape), w, w_scale, x_scale=x_scale.reshape(-1))
 
 
 @modes
@@ -74,7 +101,8 @@ def test_odd_strides_and_nothing_at_all(precision: str, scaling: str) -> None:
     assert torch.equal(linear(torch.stack([x, x])[:, :, :].transpose(0, 1), w, w_scale, bias)[:, 1], wanted)
     assert torch.equal(linear(x[1:2].expand(4, 64), w, w_scale, bias), linear(x[[1] * 4], w, w_scale, bias))
     assert linear(x[:0], w, w_scale, bias).shape == (0, 32)
-    assert torch.equal(linear(x[:, :0], w[:, :0], w_scale, bias), bias.expand(6, 32))
+    none = w_scale[:, :0] if scaling == "block" else w_scale
+    assert torch.equal(linear(x[:, :0], w[:, :0], none, bias), bias.expand(6, 32))
 
 
 @modes
@@ -84,7 +112,7 @@ def test_rows_that_are_not_finite_give_nan(precision: str, scaling: str) -> None
     x[1, 3], x[2, 5] = float("inf"), float("nan")
     y = LINEAR[precision](x, w, w_scale, bias)
     assert y[1:3].isnan().all()
-    if scaling == "row":
+    if scaling != "tensor":
         assert torch.equal(y[[0, 3]], wanted[[0, 3]])
 
 
@@ -128,9 +156,46 @@ def test_quantize_rows_is_launched_too(stand_in) -> None:
     assert y.shape == (2, 3, 48) and len(served.problems) == 3
 
 
+def test_rows_of_one_group_may_have_flat_scales() -> None:
+    x, w, w_scale, bias = operands("fp8", "block", (2, 3, 80), 48)
+    values, x_scale = aks.quantize_rows(x, FP8, 128)
+    wanted = aks.fp8_linear(x, w, w_scale, bias)
+    for one in (x_scale, x_scale.reshape(6), x_scale.reshape(6, 1)):
+        assert torch.equal(aks.fp8_linear(values, w, w_scale, bias, x_scale=one), wanted)
+
+
+def test_rows_are_quantised_in_groups(stand_in) -> None:
+    launched: list[QuantizeRowsProblem] = []
+
+    class Quantises:
+        def launch(self, call, x, operands, out) -> bool:
+            launched.append(call.problem())
+            values, scale = quantize_blocks(x.view(-1, x.shape[-1]), out.dtype, 1)
+            out.view(values.shape).copy_(values)
+            operands.scale.copy_(scale)
+            return True
+
+    x = torch.randn(2, 3, 272).to(BF16)
+    for served in (None, Quantises()):
+        stand_in.layers["quantize_rows"] = served
+        for one in (x, x.transpose(0, 1), x[0], x[0, 0]):
+            values, scale = aks.quantize_rows(one, FP8, 128)
+            wanted, wanted_scale = quantize_blocks(one.reshape(-1, 272), FP8, 1)
+            assert values.shape == one.shape and torch.equal(values.float(), wanted.view(one.shape).float())
+            assert scale.shape == (*one.shape[:-1], 3) and torch.equal(scale, wanted_scale.view(scale.shape))
+            wide = -(-one.shape[:-1].numel() // 4) * 4
+            assert scale.stride()[-1] == wide and (one.dim() < 2 or scale.stride()[-2] == 1)
+    assert [(p.m, p.k, p.group) for p in launched] == [(6, 272, 128), (6, 272, 128), (3, 272, 128), (1, 272, 128)]
+    aks.fp8_linear(x, *quantize_blocks(torch.randn(48, 272), FP8))
+    assert len(launched) == 5
+
+
 def test_quantize_rows_of_nothing_and_of_other_floats() -> None:
     values, scale = aks.quantize_rows(torch.randn(0, 16), FP8)
     assert values.shape == (0, 16) and scale.shape == (0,)
+    for shape, wanted in (((0, 300), (0, 3)), ((2, 0), (2, 0)), ((0,), (0,))):
+        values, scale = aks.quantize_rows(torch.randn(shape), FP8, 128)
+        assert values.shape == shape and scale.shape == wanted
     x = torch.randn(3, 16)
     assert torch.equal(aks.quantize_rows(x, FP8)[0].float(), quantize(x, FP8)[0].float())
 
@@ -162,6 +227,10 @@ def test_quantize_rows_says_what_it_takes() -> None:
         aks.quantize_rows(torch.ones(2, 4), torch.float16)
     with pytest.raises(ValueError, match=r"x is \[2\] torch.int8; wanted"):
         aks.quantize_rows(torch.ones(2, dtype=INT8), FP8)
+    with pytest.raises(ValueError, match=r"group is 64, dtype torch.float8_e4m3fn; wanted one of 0, 128"):
+        aks.quantize_rows(torch.ones(2, 4), FP8, 64)
+    with pytest.raises(ValueError, match=r"group is 128, dtype torch.int8; wanted 0, as it is of whole rows"):
+        aks.quantize_rows(torch.ones(2, 4), INT8, 128)
 
 
 def compiled_or_not(function: Any) -> list[Any]:
@@ -196,8 +265,15 @@ def test_functions_compile_whole(precision: str, scaling: str) -> None:
 
 def test_quantize_rows_compiles_whole() -> None:
     x = torch.randn(3, 64).to(BF16)
-    results = [run(x) for run in compiled_or_not(lambda x: aks.quantize_rows(x + 1, INT8))]
-    assert all(torch.equal(one, other) for pair in results for one, other in zip(pair, results[0], strict=True))
+    for dtype, group in ((INT8, 0), (FP8, 128)):
+
+        def function(x: Tensor, dtype: torch.dtype = dtype, group: int = group) -> tuple[Tensor, Tensor]:
+            return aks.quantize_rows(x + 1, dtype, group)
+
+        results = [run(x) for run in compiled_or_not(function)]
+        for pair in results[1:]:
+            for one, other in zip(pair, results[0], strict=True):
+                assert torch.equal(one.float(), other.float()) and one.stride() == other.stride()
 
 
 @modes
@@ -208,6 +284,8 @@ def test_ops_are_what_pytorch_expects(precision: str, scaling: str) -> None:
     # The test of schemas compares operands, which PyTorch cannot where they are 8-bit floats.
     torch.library.opcheck(op, (x, w, w_scale, bias), test_utils=tests[precision == "fp8" :])
     torch.library.opcheck(torch.ops.aks.quantize_rows.default, (x, INT8), test_utils=tests[:2])
+    for one in (x, torch.randn(2, 3, 272), torch.randn(272)):
+        torch.library.opcheck(torch.ops.aks.quantize_rows.default, (one, FP8, 128), test_utils=tests[1:])
 
 
 # Layers.
@@ -223,7 +301,7 @@ def linear(bias: bool = True, dtype: torch.dtype = BF16) -> nn.Linear:
 def test_a_layer_is_its_function(precision: str, scaling: str, bias: bool) -> None:
     layer = linear(bias)
     made: Any = PRECISIONS[precision].from_linear(layer, scaling)
-    weight, scale = quantize(layer.weight, DTYPE[precision], scaling == "row")
+    weight, scale = quantized(layer.weight, precision, scaling, 128)
     assert torch.equal(made.weight.float(), weight.float()) and torch.equal(made.weight_scale, scale)
     x = torch.randn(2, 3, 64).to(BF16)
     check(made(x), expected(precision, scaling, x, weight, scale, layer.bias))
@@ -251,6 +329,45 @@ def test_a_state_dict_goes_round(precision: str, scaling: str) -> None:
         made.load_state_dict(linear().state_dict())
     with pytest.raises(RuntimeError, match="Missing key"):
         made.load_state_dict({})
+
+
+@modes
+@torch.no_grad()
+def test_a_layer_of_what_is_quantised_already(precision: str, scaling: str) -> None:
+    kind: Any = PRECISIONS[precision]
+    wanted = kind.from_linear(linear(), scaling)
+    made = kind.from_quantized(wanted.weight, wanted.weight_scale, wanted.bias)
+    x = torch.randn(3, 64).to(BF16)
+    assert (made.scaling, made.in_features, made.out_features, made.training) == (scaling, 64, 32, False)
+    assert torch.equal(made(x), wanted(x)) and made.weight.data_ptr() == wanted.weight.data_ptr()
+    with pytest.raises(ValueError, match=r"weight is \[32, 64\] torch.float32; wanted \[out_features, in_features\]"):
+        kind.from_quantized(wanted.weight.float(), wanted.weight_scale)
+    with pytest.raises(ValueError, match=r"w_scale is \[7\] torch.float32; wanted float32 \[32\] \(row\)"):
+        kind.from_quantized(wanted.weight, torch.ones(7))
+    with pytest.raises(ValueError, match=r"bias is \[3\]; wanted \[32\]"):
+        kind.from_quantized(wanted.weight, wanted.weight_scale, torch.ones(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+@torch.no_grad()
+def test_checkpoints_of_deepseek_are_loaded(dtype: torch.dtype) -> None:
+    n, k = 260, 400
+    weight, scale = quantize_blocks(torch.randn(n, k), FP8)
+    scale = scale.to(dtype)
+    checkpoint = {"proj.weight": weight, "proj.weight_scale_inv": scale}
+    x = torch.randn(3, k).to(BF16)
+    wanted = expected("fp8", "block", x, weight, scale.float(), None)
+    check(aks.nn.Fp8Linear.from_quantized(weight, scale)(x), wanted)
+    for device, assign in (("cpu", False), ("meta", True)):
+        model = nn.ModuleDict({"proj": aks.nn.Fp8Linear(k, n, False, device, scaling="block")}).eval()
+        model.load_state_dict(checkpoint, assign=assign)
+        assert list(checkpoint) == ["proj.weight", "proj.weight_scale_inv"]
+        check(model["proj"](x), wanted)
+        assert list(model.state_dict()) == ["proj.weight", "proj.weight_scale"]
+    with pytest.raises(RuntimeError, match=r'Unexpected key.*"proj.weight_scale_inv"'):
+        nn.ModuleDict({"proj": aks.nn.Fp8Linear(k, n, False)}).load_state_dict(checkpoint)
+    with pytest.raises(RuntimeError, match=r"size mismatch for proj\.weight_scale"):
+        model.load_state_dict(checkpoint | {"proj.weight_scale_inv": scale[:1]})
 
 
 @pytest.mark.parametrize("cast", [lambda m: m.to(torch.float32), lambda m: m.half(), lambda m: m.to("cpu", BF16)])
@@ -301,7 +418,7 @@ def test_layers_compile_and_export(precision: str, scaling: str) -> None:
 def test_what_cannot_be_quantised_is_said() -> None:
     with pytest.raises(ValueError, match=r"scaling is 'column'; aks.nn.Int8Linear takes row"):
         aks.nn.Int8Linear.from_linear(linear(), "column")
-    with pytest.raises(ValueError, match=r"aks.nn.Fp8Linear takes row, tensor"):
+    with pytest.raises(ValueError, match=r"aks.nn.Fp8Linear takes row, tensor, block"):
         aks.nn.Fp8Linear(8, 8, scaling="block4")
     layer = linear()
     with torch.no_grad():
@@ -428,7 +545,9 @@ def test_mistakes_are_named() -> None:
 
 @gpu
 @modes
-@pytest.mark.parametrize(("shape", "n"), [((1, 4096), 4096), ((2, 3, 1024), 512), ((130, 72), 200), ((5, 131), 33)])
+@pytest.mark.parametrize(
+    ("shape", "n"), [((1, 4096), 4096), ((2, 3, 1024), 512), ((130, 72), 200), ((5, 131), 33), ((6, 400), 260)]
+)
 def test_functions_are_right_on_gpu(precision: str, scaling: str, shape, n: int) -> None:
     x, w, w_scale, bias = operands(precision, scaling, shape, n, device="cuda")
     wanted = expected(precision, scaling, x, w, w_scale, bias)
@@ -437,6 +556,15 @@ def test_functions_are_right_on_gpu(precision: str, scaling: str, shape, n: int)
     check(LINEAR[precision](x, w, w_scale, bias), wanted, 5e-2 if precision == "fp8" else 0)
     with quantized_ops.vendor_only():
         check(LINEAR[precision](x, w, w_scale, bias), wanted, 5e-2 if precision == "fp8" else 0)
+
+
+@gpu
+def test_rows_are_quantised_in_groups_on_gpu() -> None:
+    x = torch.randn(2, 3, 400, device="cuda").to(BF16)
+    values, scale = aks.quantize_rows(x, FP8, 128)
+    wanted, wanted_scale = quantize_blocks(x.view(6, 400), FP8, 1)
+    assert torch.equal(values.view(6, 400).float(), wanted.float())
+    assert torch.equal(scale.reshape(6, 4), wanted_scale) and scale.stride() == (3, 1, 8)
 
 
 @gpu

@@ -106,14 +106,19 @@ def test_a_patched_model_is_saved_as_it_was(stand_in, tmp_path) -> None:
 class FakeQuantized(torch.nn.Module):
     """A linear layer whose weight and input are quantised and back, in plain PyTorch."""
 
-    def __init__(self, layer: torch.nn.Linear, dtype: torch.dtype) -> None:
+    def __init__(self, layer: torch.nn.Linear, dtype: torch.dtype, scaling: str = "row") -> None:
         super().__init__()
-        self.dtype, self.bias = dtype, layer.bias
-        self.weight = self.there_and_back(layer.weight)
+        self.dtype, self.scaling, self.bias = dtype, scaling, layer.bias
+        self.weight = self.there_and_back(layer.weight, rows=128)
 
-    def there_and_back(self, x: torch.Tensor) -> torch.Tensor:
+    def there_and_back(self, x: torch.Tensor, rows: int = 1) -> torch.Tensor:
         top = 448.0 if self.dtype == torch.float8_e4m3fn else 127.0
         absmax = x.float().abs().amax(-1, keepdim=True)
+        if self.scaling == "block":
+            flat = x.float().abs().reshape(1, -1, x.shape[-1])
+            [absmax] = torch.nn.functional.max_pool2d(flat, (rows, 128), ceil_mode=True)
+            absmax = absmax.repeat_interleave(rows, 0)[: flat.shape[1]].repeat_interleave(128, 1)[:, : x.shape[-1]]
+            absmax = absmax.reshape(x.shape)
         tops = torch.full_like(absmax, top)
         quotients = (x.float() * (tops / absmax)).clamp(-top, top)  # rounded as documented: many are half way
         return (quotients if top == 448.0 else quotients.round()).to(self.dtype).double() * (absmax / tops)
@@ -140,7 +145,7 @@ class FakeInt4(torch.nn.Module):
 def fake_of(layer: torch.nn.Linear, precision: str, **options: Any) -> torch.nn.Module:
     """What a layer of that precision computes, in plain PyTorch."""
     dtypes = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
-    return FakeQuantized(layer, dtypes[precision]) if precision in dtypes else FakeInt4(layer, **options)
+    return FakeQuantized(layer, dtypes[precision], **options) if precision in dtypes else FakeInt4(layer, **options)
 
 
 def check_quantized(family: str, precision: str, device: str, hidden: int, bound: float, **options: Any) -> None:
@@ -163,8 +168,13 @@ def check_quantized(family: str, precision: str, device: str, hidden: int, bound
 
 @pytest.mark.parametrize(("precision", "options"), [("fp8", {}), ("int8", {}), ("int4", {"group": 32})])
 @pytest.mark.parametrize("family", ["llama", "llama-tied", "qwen2"])
-def test_a_quantised_model(family: str, precision: str, options: dict[str, int]) -> None:
+def test_a_quantised_model(family: str, precision: str, options: dict[str, Any]) -> None:
     check_quantized(family, precision, "cpu", 64, 1e-2, **options)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_a_model_quantised_in_blocks(family: str) -> None:
+    check_quantized(family, "fp8", "cpu", 192, 1e-2, scaling="block")
 
 
 @pytest.mark.slow
@@ -200,17 +210,21 @@ def test_decode_rates_of_quantised_models(stand_in) -> None:
     before = dict(model.named_modules())
     kinds = decoding.KERNELS
     ways = ("", "-vendor-mm", "-vendor")
-    assert {*kinds} == {"torch", "aks", *(f"{precision}{way}" for precision in PRECISIONS for way in ways)}
+    quantised = (*PRECISIONS, "fp8-block")
+    assert {*kinds} == {"torch", "aks", *(f"{name}{way}" for name in quantised for way in ways)}
     length = decoding.Length(context=4, steps=2, rounds=1)
     rates = decoding.bench_decode(model, [1], ["eager"], length, kernels=kinds)
     errors = {rate.kernels: rate.logits_error for rate in rates}
     assert errors["torch"] == 0 and errors["aks"] <= 2e-2
-    for precision, error in (("fp8", 0.2), ("int8", 0.06), ("int4", 0.3)):
+    for name, error in (("fp8", 0.2), ("fp8-block", 0.2), ("int8", 0.06), ("int4", 0.3)):
         for way in ways:
-            assert errors["aks"] < errors[f"{precision}{way}"] < error, errors
-        calls = stand_in.layers[f"{precision}_gemm"].calls
+            assert errors["aks"] < errors[f"{name}{way}"] < error, errors
+        calls = [
+            problem for problem in stand_in.layers[f"{name.removesuffix('-block')}_gemm"].calls
+            if (problem.to_row().get("scaling") == "block") == name.endswith("-block")
+        ]  # fmt: skip
         # 7 layers; 3 warm steps, one to compare, a round of 2 with one before it. The vendor's way is none of ours.
-        assert len(calls) == 7 * 7 and all(problem.static_weights for problem in calls)
+        assert len(calls) == 7 * 7 and all(problem.to_row()["static_weights"] for problem in calls)
     assert dict(model.named_modules()) == before
 
 
@@ -288,8 +302,11 @@ def test_outputs_and_generation_on_the_gpu(shipped_tree, family: str) -> None:
 
 
 @gpu
-@pytest.mark.parametrize(("precision", "options"), [("fp8", {}), ("int8", {}), ("int4", {"group": 64})])
-def test_a_quantised_model_on_the_gpu(precision: str, options: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("precision", "options"),
+    [("fp8", {}), ("fp8", {"scaling": "block"}), ("int8", {}), ("int4", {"group": 64})],
+)
+def test_a_quantised_model_on_the_gpu(precision: str, options: dict[str, Any]) -> None:
     # What a sum differs by tips quotients over to the next value.
     check_quantized("llama", precision, "cuda", 1024, 4e-2, **options)
 

@@ -23,7 +23,7 @@ from aks.export import bundle as bundles
 from aks.ops import OPS
 from aks.ops.fused_linear.spec import FusedLinearProblem
 from aks.ops.gemm.spec import GemmProblem
-from aks.ops.quantize_rows.spec import OUT_DTYPES, QuantizeRowsProblem
+from aks.ops.quantize_rows.spec import QuantizeRowsProblem
 from aks.ops.rms_norm import reference
 from aks.ops.rms_norm.spec import RmsNormProblem
 from tests.kernels import export_fake
@@ -127,9 +127,9 @@ def test_wrong_results_and_touched_padding_are_seen(problem):
         assert tensor.untyped_storage().nbytes() == 2 * kernel_walk._end(tensor)
 
 
-@pytest.mark.parametrize("out_dtype", OUT_DTYPES)
-def test_wrong_results_of_8_bits_are_seen(out_dtype: str):
-    problem = QuantizeRowsProblem(3, 72, out_dtype=out_dtype, alignment=4)
+@pytest.mark.parametrize(("out_dtype", "group"), [("fp8", 0), ("int8", 0), ("fp8", 128)])
+def test_wrong_results_of_8_bits_are_seen(out_dtype: str, group: int):
+    problem = QuantizeRowsProblem(3, 72, out_dtype=out_dtype, group=group, alignment=4)
     op = OPS[problem.OP]
     made = op.reference.make_inputs(problem, device="cpu")
     expected = op.reference.reference(problem, made.x, made.w[0])

@@ -62,7 +62,8 @@ def expected_scaled(c, p, device) -> tuple[tuple[int, ...], int]:
 
 def expected_quantize_rows(c, p, device) -> tuple[tuple[int, ...], int]:
     block_k = 1 << (p["k"] - 1).bit_length() if c.kind == "row" else 0
-    return (p["dtype"], p["out_dtype"], block_k), -(-p["m"] // c.block_m)
+    steps = -(-p["k"] // c.block_k) if c.kind == "tile" else 1
+    return (p["dtype"], p["out_dtype"], block_k), -(-p["m"] // c.block_m) * steps
 
 
 def expected_int4(c, p, device) -> tuple[tuple[int, ...], int]:

@@ -33,6 +33,7 @@ ODD: tuple[Problem, ...] = (
     RmsNormProblem(m=3, k=7, residual=True, dtype="fp16", alignment=2),
     QuantizeRowsProblem(m=3, k=7, out_dtype="int8", dtype="fp16", alignment=1),
     QuantizeRowsProblem(m=5, k=66, alignment=2),
+    QuantizeRowsProblem(m=5, k=330, alignment=2, group=128),
 )
 
 
@@ -45,6 +46,7 @@ def problems(dtype: str) -> list[Problem]:
         ),
         *(RmsNormProblem(m=m, k=k, residual=residual, dtype=dtype) for m, k in ROWS for residual in (False, True)),
         *(QuantizeRowsProblem(m=m, k=k, out_dtype=to, dtype=dtype) for m, k in LONG_ROWS for to in OUT_DTYPES),
+        *(QuantizeRowsProblem(m=m, k=k, group=128, dtype=dtype) for m, k in (*LONG_ROWS[:-1], (37, 1040))),
     ]
 
 
@@ -153,6 +155,7 @@ def gpu_problems() -> list[Problem]:
             for m, k in ((1, 4096), (64, 14336), (5000, 2880), (17, 28672))
             for to in OUT_DTYPES
         ),
+        *(QuantizeRowsProblem(m=m, k=k, group=128) for m, k in ((1, 7168), (64, 18432), (5001, 2880), (17, 1536))),
     ]  # fmt: skip
     eight = eight_bit((1, 4096, 4096), (2, 4096, 14336), (64, 2880, 4096), (333, 1000, 2048), (2048, 2048, 4096))
     odd = [*eight_bit((130, 257, 1003), alignment=1), *eight_bit((64, 72, 136), alignment=8)]

@@ -7,13 +7,15 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from aks.core.device import find_device
-from aks.ops.quantize_rows.call import EIGHT_BIT, Operands
-from aks.ops.quantize_rows.reference import FLOOR, TOPS, quantize
+from aks.core.errors import InvalidProblemError
+from aks.ops.quantize_rows.call import EIGHT_BIT, Operands, as_scales, call_of, count_scales
+from aks.ops.quantize_rows.reference import FLOOR, TOPS, quantize, quantize_blocks
 from aks.ops.quantize_rows.spec import OUT_DTYPES, QUANTIZE_ROWS, QuantizeRowsProblem
 
 ROOT = Path(__file__).parents[2]
@@ -39,10 +41,10 @@ def differences(device: str) -> list[str]:
     """What each kind of kernel does otherwise with ``special_rows`` than PyTorch's kernels on a CPU."""
     found = []
     for x in (special_rows(), special_rows(torch.float16)):
-        for name in OUT_DTYPES:
-            values, scale = quantize(x, EIGHT_BIT[name])
+        for name, group in (*((name, 0) for name in OUT_DTYPES), ("fp8", 128)):
+            values, scale = quantize_blocks(x, EIGHT_BIT[name], 1) if group else quantize(x, EIGHT_BIT[name])
             dtype = "bf16" if x.dtype == torch.bfloat16 else "fp16"
-            problem = QuantizeRowsProblem(m=x.shape[0], k=x.shape[1], dtype=dtype, out_dtype=name)
+            problem = QuantizeRowsProblem(m=x.shape[0], k=x.shape[1], dtype=dtype, out_dtype=name, group=group)
             configs = {c.to_row()["kind"]: c for c in QUANTIZE_ROWS.space.legal(problem, find_device("h200"))}
             for config in configs.values():
                 out, out_scale = torch.empty_like(values, device=device), torch.empty_like(scale, device=device)
@@ -53,7 +55,7 @@ def differences(device: str) -> list[str]:
                 same = torch.equal(out_scale.cpu().nan_to_num(-1.0), scale.nan_to_num(-1.0))
                 # NaN of 8-bit floats may have either sign.
                 if not same or not torch.equal(_comparable(out.cpu()), _comparable(values)):
-                    found.append(f"{config.key()} on {x.dtype} to {name}")
+                    found.append(f"{config.key()} on {x.dtype} to {name}, group {group}")
     return found
 
 
@@ -113,6 +115,94 @@ def test_what_is_not_finite_stays_in_its_row(dtype: torch.dtype) -> None:
     product = values.float().sum(-1) * scale  # with a weight of ones
     assert product.isnan().tolist() == [False, False, False, False, True, True, True, False]
     assert values[:4].float().isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(5, 300), (1, 128), (130, 260), (128, 100), (3, 4100)])
+@pytest.mark.parametrize("rows", [1, 128])
+def test_blocks_are_quantised_each_by_itself(shape: tuple[int, int], rows: int) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    values, scale = quantize_blocks(x, FP8, rows)
+    assert values.shape == shape and scale.shape == (-(-shape[0] // rows), -(-shape[1] // 128))
+    for row in range(scale.shape[0]):
+        for column in range(scale.shape[1]):
+            part = slice(rows * row, rows * row + rows), slice(128 * column, 128 * column + 128)
+            alone, [alone_scale] = quantize(x[part].reshape(1, -1), FP8)
+            assert scale[row, column] == alone_scale
+            assert torch.equal(values[part].float().reshape(1, -1), alone.float())
+
+
+def test_what_is_not_finite_stays_in_its_group() -> None:
+    x = special_rows()
+    values, scale = quantize_blocks(x, FP8, 1)
+    assert (~scale.isfinite()).nonzero().tolist() == [[4, 0], [5, K // 128], [6, 0]]
+    assert values[4:7, 128 : K - K % 128].float().isfinite().all()
+
+
+def test_groups_are_of_8_bit_floats_alone() -> None:
+    with pytest.raises(InvalidProblemError, match=r"out_dtype='int8' and group=128; .*group must be 0"):
+        QuantizeRowsProblem(m=1, k=128, out_dtype="int8", group=128)
+    with pytest.raises(InvalidProblemError, match=r"group=64; group must be one of \(0, 128\)"):
+        QuantizeRowsProblem(m=1, k=128, group=64)
+
+
+@pytest.mark.parametrize("rows", [(1,), (6,), (2, 3), (8,), ()])
+def test_scales_of_groups_lie_as_cublaslt_wants_them(rows: tuple[int, ...]) -> None:
+    m = math.prod(rows)
+    memory = torch.arange(count_scales(m, 300, 128), dtype=torch.float32)
+    scale = as_scales(memory, rows, 300, 128)
+    flat = scale.reshape(m, 3)
+    assert scale.shape == (*rows, 3) and flat.data_ptr() == memory.data_ptr()
+    wide = -(-m // 4) * 4
+    assert flat.tolist() == [[wide * group + row for group in range(3)] for row in range(m)]
+
+
+def test_a_call_has_the_strides_of_its_scales() -> None:
+    x = torch.zeros(6, 304, dtype=torch.bfloat16)
+    out = torch.empty_like(x, dtype=FP8)
+    for scale in (torch.zeros(6, 3), torch.zeros(3, 8).T[:6]):
+        call = call_of(x, scale, out, 128)
+        assert call is not None and (call.scale_step, call.scale_block) == scale.stride()
+        assert call.problem() == QuantizeRowsProblem(m=6, k=304, group=128)
+    for scale in (torch.zeros(6), torch.zeros(3, 6), torch.zeros(6, 3, dtype=torch.float64)):
+        assert call_of(x, scale, out, 128) is None
+    call = call_of(x, torch.zeros(6), out)
+    assert call is not None and (call.scale_step, call.scale_block) == (1, 0)
+
+
+def compiled_cases() -> list[tuple[QuantizeRowsProblem, Any]]:
+    """Every tile, early and late."""
+    problem = QuantizeRowsProblem(m=64, k=7168, group=128)
+    legal: list[Any] = QUANTIZE_ROWS.space.legal(problem, find_device("h200"))
+    return [(problem, config) for config in legal if config.kind == "tile"]
+
+
+@pytest.mark.parametrize(("problem", "config"), compiled_cases(), ids=lambda value: value.key().replace(" ", ","))
+def test_tiles_are_read_and_written_in_vectors(problem, config) -> None:
+    ptx = QUANTIZE_ROWS.launch.compile_variant(QUANTIZE_ROWS.launch.variant_of(config, problem), 90).asm["ptx"]
+    each = config.block_m * config.block_k // (32 * config.num_warps)
+    assert f"ld.global.v{min(4, each // 2)}.b32" in ptx and "ld.global.b16" not in ptx
+    assert "st.global.b8" not in ptx
+
+
+def test_every_tile_is_legal_somewhere() -> None:
+    tiles = {config for _, config in compiled_cases()}
+    configs: Any = QUANTIZE_ROWS.space.configs
+    assert tiles == {config for config in configs if config.kind == "tile"}
+    rows: list[Any] = QUANTIZE_ROWS.space.legal(QuantizeRowsProblem(m=64, k=7168), find_device("h200"))
+    assert not tiles & set(rows)
+
+
+def test_wrong_scales_of_groups_are_caught() -> None:
+    problem = QuantizeRowsProblem(m=3, k=208, group=128)
+    reference = QUANTIZE_ROWS.reference
+    inputs = reference.make_inputs(problem, device="cpu")
+    expected = reference.reference(problem, inputs.x, inputs.w[0])
+    reference.vendor(problem, inputs.x, inputs.w[0], inputs.out)()
+    assert reference.check(problem, inputs.out, expected) == ""
+    inputs.out.view(torch.uint8)[3, 4 * (4 + 2) + 2] += 1  # 3 rows of 208 bytes end on a multiple of 4
+    assert "1 scales are wrong; the first, of group 1 of row 2" in reference.check(problem, inputs.out, expected)
+    reference.poison(inputs.out)
+    assert "6 scales are wrong" in reference.check(problem, inputs.out, expected)
 
 
 def test_wrong_results_are_caught() -> None:

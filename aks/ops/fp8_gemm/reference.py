@@ -76,7 +76,7 @@ def vendor(problem: Fp8GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Call
         x_wide[:, :k].copy_(x)
         w_wide[:n, :k].copy_(w.w)
         if problem.scaling == "row":
-            w_scale[:n].copy_(w.w_scale)
+            w_scale[:n].copy_(w.w_scale.view(-1))
         if bias is not None and w.bias is not None:
             bias[:n].copy_(w.bias)
         _multiply(fast_accum, x_wide, wide, y_wide)
@@ -113,8 +113,8 @@ def _multiply(fast_accum: bool, x: Tensor, w: Operands, out: Tensor) -> None:
     torch.ops.aten._scaled_mm.out(
         x,
         w.w.T,
-        w.x_scale[:, None] if by_row else w.x_scale,
-        w.w_scale[None, :] if by_row else w.w_scale,
+        w.x_scale.view(-1, 1) if by_row else w.x_scale,
+        w.w_scale.view(1, -1) if by_row else w.w_scale,
         bias=w.bias,
         out_dtype=torch.bfloat16,
         use_fast_accum=fast_accum,

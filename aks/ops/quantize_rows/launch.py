@@ -13,16 +13,18 @@ from triton.compiler import ASTSource
 
 from aks.core.device import DeviceSpec
 from aks.ops.quantize_rows import reference
-from aks.ops.quantize_rows.call import EIGHT_BIT, Operands, parts_of
-from aks.ops.quantize_rows.kernels import quantize_rows_kernel
+from aks.ops.quantize_rows.call import EIGHT_BIT, Operands, parts_of, scale_strides
+from aks.ops.quantize_rows.kernels import quantize_groups_kernel, quantize_rows_kernel
 from aks.ops.quantize_rows.launch_spec import LAUNCH_SPEC
 from aks.ops.quantize_rows.spec import OUT_DTYPES, QuantizeRowsConfig, QuantizeRowsProblem
+from aks.ops.scaled.spec import BLOCK
 from aks.ops.scratch import NoScratch as Scratch
 from aks.ops.variants import Variants, annotated_source
 
 _TRITON_NAMES = {"fp8": "fp8e4nv", "int8": "i8"}
 _DIVISORS = {"x_ptr": 16, "out_ptr": 16, "x_row": 8, "out_row": 16, "K": 16}
 """Legal are rows of 16 bytes alone."""
+_KERNELS = {"row": quantize_rows_kernel, "loop": quantize_rows_kernel, "tile": quantize_groups_kernel}
 _FLOOR_BITS = struct.unpack("<i", struct.pack("<f", reference.FLOOR))[0]
 
 
@@ -30,7 +32,7 @@ _FLOOR_BITS = struct.unpack("<i", struct.pack("<f", reference.FLOOR))[0]
 class Variant:
     """One compiled kernel: a config, and what of the problem the compiler must know (``launch_spec``).
 
-    block_k is what covers a whole row, 0 where the config goes over it in steps.
+    block_k is what covers a whole row, 0 where the config says how long a step is.
     """
 
     config: QuantizeRowsConfig
@@ -50,13 +52,13 @@ def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
     types = {"x_ptr": f"*{variant.dtype}", "scale_ptr": "*fp32", "out_ptr": f"*{_TRITON_NAMES[variant.out_dtype]}"}
 
     def type_of(name: str) -> str:
-        return types.get(name) or ("i64" if name.endswith("_row") else "i32")
+        return types.get(name) or ("i64" if name.endswith(("_row", "_step", "_block")) else "i32")
 
     options: dict[str, Any] = {"num_warps": variant.config.num_warps}
     if variant.config.pdl:
         options["launch_pdl"] = True
-    constants = _constants(variant)
-    return annotated_source(quantize_rows_kernel, constants, type_of, lambda name: _DIVISORS.get(name, 1)), options
+    kernel, constants = _KERNELS[variant.config.kind], _constants(variant)
+    return annotated_source(kernel, constants, type_of, lambda name: _DIVISORS.get(name, 1)), options
 
 
 def _constants(variant: Variant) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def _constants(variant: Variant) -> dict[str, Any]:
         "TOP": reference.TOPS[EIGHT_BIT[variant.out_dtype]],
         "BLOCK_M": variant.config.block_m,
         "BLOCK_K": variant.block_k or variant.config.block_k,
-        "WHOLE": variant.block_k > 0,
+        **({"GROUP": BLOCK} if variant.config.kind == "tile" else {"WHOLE": variant.block_k > 0}),
         # The interpreter runs one program after another and knows no inline assembly.
         "PDL": 0 if knobs.runtime.interpret else variant.config.pdl,
     }
@@ -97,6 +99,12 @@ def bind(
         return lambda stream: vendor()
     variant = variant_of(config, problem)
     values, scale = parts_of(problem, w, out)
-    arguments = [x, scale, values, problem.m, problem.k, x.stride(0), values.stride(0), *_constants(variant).values()]
+    known = {
+        "x_ptr": x, "scale_ptr": scale, "out_ptr": values, "M": problem.m, "K": problem.k,
+        "x_row": x.stride(0), "out_row": values.stride(0),
+        **dict(zip(("scale_step", "scale_block"), scale_strides(scale, problem.group), strict=True)),
+        **_constants(variant),
+    }  # fmt: skip
+    kernel = _KERNELS[config.kind]
     grid = LAUNCH_SPEC.count_programs(config, problem.variables(), device.sm_count)
-    return VARIANTS.launcher(quantize_rows_kernel, variant, grid, arguments, device, x.get_device())
+    return VARIANTS.launcher(kernel, variant, grid, [known[name] for name in kernel.arg_names], device, x.get_device())

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from aks.ops.launch_spec import LaunchSpec, Part
+from aks.ops.quantize_rows.spec import PROGRAMS
 from aks.ops.rows import BLOCKS
 
 _POINTERS = ("x_ptr", "scale_ptr", "out_ptr")
-_ROWS = ("x_row", "out_row")
+_STRIDES = ("x_row", "out_row", "scale_step", "scale_block")
 
 LAUNCH_SPEC = LaunchSpec(
-    operands=(*_POINTERS, *_ROWS),
+    operands=(*_POINTERS, *_STRIDES),
     derived={"alignment": "gcd(16, x_ptr, out_ptr, 2 * x_row, out_row)"},
     has_kernel="kind > TORCH",
     variant=(
@@ -17,6 +18,6 @@ LAUNCH_SPEC = LaunchSpec(
         Part("out_dtype", "out_dtype", (0, 1)),
         Part("block_k", "(kind == ROW) * next_pow2(k)", (0, *BLOCKS)),
     ),
-    programs="ceil_div(m, max(1, block_m))",
-    arguments={**{name: name for name in (*_POINTERS, *_ROWS)}, "M": "m", "K": "k"},
+    programs=PROGRAMS,
+    arguments={**{name: name for name in (*_POINTERS, *_STRIDES)}, "M": "m", "K": "k"},
 )

@@ -72,8 +72,8 @@ def reference(problem: Any, x: Tensor, w: Operands) -> Tensor:
         result = product(dequantize(x, w.x_scale, 1), dequantize(w.w, w.w_scale, BLOCK).T)
     else:
         result = product(x, w.w.T)
-        result *= w.x_scale[:, None] if w.x_scale.numel() > 1 else w.x_scale
-        result *= w.w_scale
+        result *= w.x_scale.view(-1, 1)
+        result *= w.w_scale.view(-1)
     return result if w.bias is None else result.add_(w.bias)
 
 
