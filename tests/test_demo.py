@@ -59,7 +59,8 @@ def test_the_pipeline_end_to_end(aks, folder):
     assert selector["command"].startswith("aks train --data data.parquet")
 
     assert "levels, for h200: written to model" in aks("export", "trained/selector.json", "--out", "model")
-    assert {path.name for path in (folder / "model").iterdir()} == {"tree.py", "tree.h", "tree.json", "manifest.json"}
+    written = {path.name for path in (folder / "model").iterdir()}
+    assert written == {"tree.py", "tree.h", "tree.json", "forecast.json", "manifest.json"}
 
     options = ["--data", "data.parquet", "--model", "model", "--selector", "trained/selector.json"]
     table = aks("evaluate", *options, "--report", "report.html", "--json", "figures.json")

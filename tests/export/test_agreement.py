@@ -49,14 +49,24 @@ def crossings(tree: Tree, op: Op, rng: np.random.Generator) -> dict[str, np.ndar
 
 
 def rich_selector(op: Op) -> dict:
-    """The selector of many whose lowered tree still has the most leaves."""
+    """Of many selectors that choose several configs, the one whose lowered tree still has the most leaves."""
+    some = random_problems(op, 5000, np.random.default_rng(0))
 
     def count_leaves(selector: dict) -> int:
         tree = lower(selector, op, DeviceSpec.from_row(selector["device"]))
         return sum(isinstance(node, Leaf) for node in tree.nodes())
 
+<<<<<<< HEAD
     richest = max((random_selector(seed, op=op, levels=10) for seed in range(40)), key=count_leaves)
     assert count_leaves(richest) > 25
+=======
+    def richness(selector: dict) -> tuple[bool, int]:
+        chosen = choose_float32(selector, op, DeviceSpec.from_row(selector["device"]), some)
+        return len(np.unique(chosen)) > 3, count_leaves(selector)
+
+    richest = max((random_selector(seed, op=op, levels=10) for seed in range(40)), key=richness)
+    assert count_leaves(richest) > 20
+>>>>>>> w-lb
     return richest
 
 

@@ -108,7 +108,7 @@ def test_configs_for_blocks_alone_are_not_measured_for_others() -> None:
             Fp8GemmProblem(m=m, n=4096, k=4096, scaling=name, static_weights=True) for name in ("row", "tensor")
         )
         for problem in problems:
-            assert all(c.num_stages <= 5 for c in OP.space.legal(problem, DEVICE))  # type: ignore[attr-defined]
+            assert all(c.num_stages <= 6 for c in OP.space.legal(problem, DEVICE))  # type: ignore[attr-defined]
 
 
 def emulate(x, w, x_scale, w_scale, bias, out) -> None:
