@@ -56,17 +56,12 @@ def rich_selector(op: Op) -> dict:
         tree = lower(selector, op, DeviceSpec.from_row(selector["device"]))
         return sum(isinstance(node, Leaf) for node in tree.nodes())
 
-<<<<<<< HEAD
-    richest = max((random_selector(seed, op=op, levels=10) for seed in range(40)), key=count_leaves)
-    assert count_leaves(richest) > 25
-=======
     def richness(selector: dict) -> tuple[bool, int]:
         chosen = choose_float32(selector, op, DeviceSpec.from_row(selector["device"]), some)
         return len(np.unique(chosen)) > 3, count_leaves(selector)
 
     richest = max((random_selector(seed, op=op, levels=10) for seed in range(40)), key=richness)
     assert count_leaves(richest) > 20
->>>>>>> w-lb
     return richest
 
 
