@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,13 @@ from aks.evaluate.importance import Importance, fact_importance
 from aks.evaluate.nvmatmul import nvmatmul_choosers
 from aks.evaluate.regret import Chooser, json_row
 from aks.evaluate.samples import measure_noise
-from aks.evaluate.tables import importance_markdown, slowdown_markdown
+from aks.evaluate.tables import band_title, importance_markdown, slowdown_markdown
 from aks.export.selector import read_portfolio, read_selector
 from aks.ops.op import Op
 from aks.runtime.predictor import Predictor
 from aks.train.dataset import TrainingSet, from_frame, present_regimes, read_frames
 from aks.train.fit import Options
-from aks.train.scores import BANDS, Band
+from aks.train.scores import BANDS, Band, in_band
 from aks.train.splits import split
 
 _DEFAULTS = Options()
@@ -90,7 +91,7 @@ def evaluate(
     learned = baselines.learned_choosers(headline.subset(train), columns, manifest.get("seed") or 0) if ladder else []
     theirs, remark = nvmatmul_choosers(op, [device])
     remarks = [remark, _other_data(manifest.get("dataset") or {}, whole)]
-    return assemble(
+    result = assemble(
         tree.name,
         [baselines.vendor(), *learned, *teacher, tree, baselines.portfolio_oracle(columns), baselines.oracle()],
         tests,
@@ -110,6 +111,20 @@ def evaluate(
         bench=bench_predict(models) if bench else {},
         command=command,
     )
+    return replace(result, remarks=(*result.remarks, _limit_remark(result)))
+
+
+def _limit_remark(result: Evaluation) -> str:
+    """How near what the tree chose comes to the roofline of the datasheet, by range of the first axis."""
+    data, column = result.data, result.columns[result.main]
+    limit_us = np.array([data.op.limit_us(*pair) for pair in zip(data.problems, data.devices, strict=True)])
+    reached = limit_us / data.latency_us[np.arange(len(data)), column]
+    axis, shares = data.op.problem_type.AXES[0], []
+    for band in result.rows[0].ranges:
+        inside = in_band(data.axes, band) & (column >= 0)
+        if inside.any():
+            shares.append(f"{band_title(band, axis)} {100 * np.median(reached[inside]):.0f} %")
+    return f"Of the datasheet's limit of memory or arithmetic, {result.main} reaches (median): {', '.join(shares)}."
 
 
 def _configs_of(op: Op, keys: Sequence[str]) -> list[Config]:
