@@ -135,7 +135,7 @@ class ConfigSpace:
         ``"True"`` if the config is legal for every problem, ``"False"`` if for none.
         """
         text = " and ".join(f"({rule.formula})" for rule in self.rules) or "True"
-        return formula.fold(text, device.variables() | config.variables())
+        return formula.tidy(formula.fold(text, device.variables() | config.variables()))
 
     def check(self, config: Config, problem: Problem, device: DeviceSpec) -> None:
         """Raise if ``config`` is not legal.

@@ -153,8 +153,11 @@ def _fold_bool(op: ast.boolop, values: list[ast.expr]) -> ast.expr:
 
 
 def tidy(text: str) -> str:
-    """The formula without what is multiplied by 0, and without factors of 1: folding in a config leaves many."""
-    return ast.unparse(_Tidy().visit(ast.parse(text, mode="eval").body))
+    """The formula without what is multiplied by 0, without factors of 1, and with one constant in a ``max``.
+
+    Folding in a config leaves many of them.
+    """
+    return fold(ast.unparse(_Tidy().visit(ast.parse(text, mode="eval").body)), {})
 
 
 class _Tidy(ast.NodeTransformer):
@@ -171,9 +174,13 @@ class _Tidy(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
         args = [self.visit(arg) for arg in node.args]
-        match node.func, args:
-            case ast.Name(id="max"), [ast.Constant(value=0), other] | [other, ast.Constant(value=0)]:
-                return other
+        match node.func:
+            case ast.Name(id="max"):
+                least = max((int(arg.value) for arg in args if isinstance(arg, ast.Constant)), default=0)  # type: ignore[arg-type]
+                others = [arg for arg in args if not isinstance(arg, ast.Constant)]
+                args = [*([ast.Constant(least)] if least or not others else []), *others]  # no value is negative
+                if len(args) == 1:
+                    return args[0]
         return ast.Call(node.func, args, [])
 
 

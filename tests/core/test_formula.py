@@ -196,3 +196,20 @@ def _run_c(cases: list[tuple[str, dict[str, int]]], folder) -> list[int]:
 def test_an_unknown_variable_is_not_silently_zero():
     with pytest.raises(NameError, match="sm_count"):
         formula.compile_python("m * sm_count")({"m": 1})
+
+
+@pytest.mark.parametrize(
+    ("text", "tidied"),
+    [
+        ("max(1, 4, False * ceil_div(k, 4)) * n", "4 * n"),
+        ("max(0, k)", "k"),
+        ("max(1, n, 3, 0 * k)", "max(3, n)"),
+        ("max(0, 0 * n)", "0"),
+        ("1 * k + 0 * n", "k + 0"),
+        ("(1 * k < n) and 0 * k == 0", "k < n"),
+    ],
+)
+def test_tidied_it_says_the_same_in_less(text, tidied):
+    assert formula.tidy(text) == tidied
+    for k, n in ((1, 1), (3, 900), (900, 3)):
+        assert formula.compile_python(tidied)({"k": k, "n": n}) == formula.compile_python(text)({"k": k, "n": n})

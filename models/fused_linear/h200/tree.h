@@ -457,12 +457,12 @@ static inline int aks_fused_linear_select(const aks_fused_linear_problem *proble
                     if (m <= 16) {
                         if (n <= 368) {
                             if (k <= 8128) {
-                                if ((m <= 2) && ((((aks_next_pow2(m) * 1) * 8192) * (1 + (epilogue >= 5))) <= 32768) && ((alignment == 16) && ((n % 8) == 0) && ((k % 8) == 0)) && (static_weights == 1)) { return 23; }
-                                if ((m <= 4) && ((((aks_next_pow2(m) * 1) * 2048) * (1 + (epilogue >= 5))) <= 16384) && ((alignment == 16) && ((n % 8) == 0) && ((k % 8) == 0)) && (static_weights == 1)) { return 18; }
+                                if ((m <= 2) && (((aks_next_pow2(m) * 8192) * (1 + (epilogue >= 5))) <= 32768) && ((alignment == 16) && ((n % 8) == 0) && ((k % 8) == 0)) && (static_weights == 1)) { return 23; }
+                                if ((m <= 4) && (((aks_next_pow2(m) * 2048) * (1 + (epilogue >= 5))) <= 16384) && ((alignment == 16) && ((n % 8) == 0) && ((k % 8) == 0)) && (static_weights == 1)) { return 18; }
                                 if ((alignment == 16) && ((n % 8) == 0) && ((k % 8) == 0)) { return 2; }
                                 return 0;
                             }
-                            if ((m <= 4) && ((((aks_next_pow2(m) * 1) * 2048) * (1 + (epilogue >= 5))) <= 16384) && ((alignment == 16) && ((n % 8) == 0) && ((k % 8) == 0)) && (static_weights == 1)) { return 18; }
+                            if ((m <= 4) && (((aks_next_pow2(m) * 2048) * (1 + (epilogue >= 5))) <= 16384) && ((alignment == 16) && ((n % 8) == 0) && ((k % 8) == 0)) && (static_weights == 1)) { return 18; }
                             if ((m <= 4) && ((((aks_next_pow2(m) * 2) * 2048) * (1 + (epilogue >= 5))) <= 32768) && ((alignment == 16) && ((n % 8) == 0) && ((k % 8) == 0)) && (static_weights == 1)) { return 60; }
                             if ((alignment == 16) && ((n % 8) == 0) && ((k % 8) == 0)) { return 2; }
                             return 0;

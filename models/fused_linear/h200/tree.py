@@ -431,14 +431,14 @@ def predict(m, n, k, dtype='bf16', epilogue='silu_mul', alignment=16, static_wei
                     if m <= 16:
                         if n <= 368:
                             if k <= 8128:
-                                if m <= 2 and (1 << (m - 1).bit_length()) * 1 * 8192 * (1 + (epilogue in ('silu_mul', 'gelu_tanh_mul'))) <= 32768 and (alignment == 16 and n % 8 == 0 and (k % 8 == 0)) and static_weights:
+                                if m <= 2 and (1 << (m - 1).bit_length()) * 8192 * (1 + (epilogue in ('silu_mul', 'gelu_tanh_mul'))) <= 32768 and (alignment == 16 and n % 8 == 0 and (k % 8 == 0)) and static_weights:
                                     return 23
-                                if m <= 4 and (1 << (m - 1).bit_length()) * 1 * 2048 * (1 + (epilogue in ('silu_mul', 'gelu_tanh_mul'))) <= 16384 and (alignment == 16 and n % 8 == 0 and (k % 8 == 0)) and static_weights:
+                                if m <= 4 and (1 << (m - 1).bit_length()) * 2048 * (1 + (epilogue in ('silu_mul', 'gelu_tanh_mul'))) <= 16384 and (alignment == 16 and n % 8 == 0 and (k % 8 == 0)) and static_weights:
                                     return 18
                                 if alignment == 16 and n % 8 == 0 and (k % 8 == 0):
                                     return 2
                                 return 0
-                            if m <= 4 and (1 << (m - 1).bit_length()) * 1 * 2048 * (1 + (epilogue in ('silu_mul', 'gelu_tanh_mul'))) <= 16384 and (alignment == 16 and n % 8 == 0 and (k % 8 == 0)) and static_weights:
+                            if m <= 4 and (1 << (m - 1).bit_length()) * 2048 * (1 + (epilogue in ('silu_mul', 'gelu_tanh_mul'))) <= 16384 and (alignment == 16 and n % 8 == 0 and (k % 8 == 0)) and static_weights:
                                 return 18
                             if m <= 4 and (1 << (m - 1).bit_length()) * 2 * 2048 * (1 + (epilogue in ('silu_mul', 'gelu_tanh_mul'))) <= 32768 and (alignment == 16 and n % 8 == 0 and (k % 8 == 0)) and static_weights:
                                 return 60
