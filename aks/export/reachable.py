@@ -6,7 +6,7 @@ Every set here may hold more than what can happen, never less: a problem inside 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
@@ -32,8 +32,10 @@ def reachable(tree: Tree, spec: LaunchSpec, configs: Sequence[Config]) -> list[K
     """
     found: set[Key] = set()
     known = [config.variables() for config in configs]
+    in_variants = frozenset().union(*(formula.names(part.formula) for part in spec.variant))
     for leaf, box in leaf_boxes(tree):
-        for attributes in attribute_values(tree, box):
+        read = in_variants.union(*(formula.names(tree.legality[config]) for config in leaf.ranking))
+        for attributes in attribute_values(tree, box, read):
             inside = {**box, **{name: (value, value) for name, value in attributes.items()}}
             for config, part in _may_run(tree, leaf, inside, attributes):
                 if spec.config_has_kernel(configs[config]):
@@ -56,13 +58,18 @@ def _leaf_boxes(tree: Tree, node: Node, box: Box) -> Iterator[tuple[Leaf, Box]]:
             yield from _leaf_boxes(tree, child, part)
 
 
-def attribute_values(tree: Tree, box: Box) -> Iterator[dict[str, int]]:
-    """Every combination of attributes that the support and ``box`` allow, as formulas see them."""
+def attribute_values(tree: Tree, box: Box, read: Collection[str] | None = None) -> Iterator[dict[str, int]]:
+    """Every combination of attributes that the support and ``box`` allow, as formulas see them.
+
+    With ``read``, of an attribute that is not among these names one value stands for all.
+    """
     attributes = [parameter for parameter in tree.parameters if parameter.choices]
     allowed = [
         [value for value in map(p.variable, tree.support[p.name]) if box[p.name][0] <= value <= box[p.name][1]]
         for p in attributes
     ]
+    if read is not None:
+        allowed = [values if p.name in read else values[:1] for p, values in zip(attributes, allowed, strict=True)]
     for values in product(*allowed):
         yield {parameter.name: value for parameter, value in zip(attributes, values, strict=True)}
 
