@@ -198,6 +198,8 @@ def _subset_rows(
     same = np.zeros(0, dtype=bool)
     for chooser in subsets:
         theirs = resolve(chooser.rank(scorer.data), scorer.data.latency_us)
+        if not (theirs >= 0).any():  # of another kind of op, say
+            continue
         if not np.array_equal(same, theirs >= 0):
             same = theirs >= 0
             rows.append(scorer.score(f"{main}, where {chooser.name} answers", np.where(same, column, -1)))
