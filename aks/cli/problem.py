@@ -19,14 +19,7 @@ def parse_problem(op: Op, words: Sequence[str]) -> Problem:
     InvalidProblemError
         If a word is not ``name=value``, a name is unknown, given twice or missing, or a value is not allowed.
     """
-    row: dict[str, Any] = {}
-    known = [field.name for field in fields(op.problem_type)]
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals or name not in known or name in row:
-            reason = "is given twice" if name in row else f"must be name=value with a name of {', '.join(known)}"
-            raise InvalidProblemError(f"{op.name} problem has {word!r}, which {reason}; write {_example(op)}")
-        row[name] = _value(op, name, text)
+    row = parse_attributes([op], words)
     missing = [field.name for field in fields(op.problem_type) if field.default is MISSING and field.name not in row]
     if missing:
         raise InvalidProblemError(f"{op.name} problem lacks {', '.join(missing)}; write {_example(op)}")
@@ -42,13 +35,14 @@ def parse_attributes(ops: Sequence[Op], words: Sequence[str]) -> dict[str, Any]:
         If a word is not ``name=value``, or a name is unknown or given twice.
     """
     values: dict[str, Any] = {}
+    having = {field.name: op for op in reversed(ops) for field in fields(op.problem_type)}
     for word in words:
         name, equals, text = word.partition("=")
-        having = [op for op in ops if name in {field.name for field in fields(op.problem_type)}]
-        if not equals or not having or name in values:
-            reason = "is given twice" if name in values else "must be name=value with a name that a problem has"
-            raise InvalidProblemError(f"{word!r} {reason}; write {_example(ops[0])}")
-        values[name] = _value(having[0], name, text)
+        if not equals or name not in having or name in values:
+            reason = "is given twice" if name in values else f"must be name=value with a name of {', '.join(having)}"
+            said = " or ".join(op.name for op in ops)
+            raise InvalidProblemError(f"{said} problem has {word!r}, which {reason}; write {_example(ops[0])}")
+        values[name] = _value(having[name], name, text)
     return values
 
 

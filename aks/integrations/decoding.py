@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from statistics import median
 from typing import Any
 
@@ -253,10 +252,7 @@ def bench_decode(
                 unpatch(model, verbose=False)
             exchange(model, {new: old for old, new in layers.items()})
 
-    rates = []
-    for batch, way in product(batches, ways):
-        decoder = Decoder(model, batch, length)
-        reference = decoder.step(model).float().clone()
+    def in_turns(decoder: Decoder, reference: Tensor, batch: int, way: str) -> Iterator[DecodeRate]:
         torch.compiler.reset()
         runs: dict[str, Callable[[], Tensor]] = {}
         seconds: dict[str, list[float]] = {}
@@ -276,7 +272,14 @@ def bench_decode(
                         seconds[kind].append(_time(decoder, run, length.steps))
         for kind in kernels:
             taken = [batch * length.steps / one for one in seconds[kind]]
-            rates.append(DecodeRate(batch, way, kind, median(taken), min(taken), max(taken), errors[kind]))
+            yield DecodeRate(batch, way, kind, median(taken), min(taken), max(taken), errors[kind])
+
+    rates = []
+    for batch in batches:
+        decoder = Decoder(model, batch, length)
+        reference = decoder.step(model).float().clone()
+        for way in ways:
+            rates += in_turns(decoder, reference, batch, way)
     return rates
 
 

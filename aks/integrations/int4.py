@@ -199,7 +199,7 @@ class Int4Linear(QuantizedLinear):
     @property
     def packed(self) -> Int4Weight:
         """The weight, for ``aks.int4_linear`` and ``aks.ops.int4_gemm.packing``."""
-        return Int4Weight(self.weight, self.weight_meta, self.out_features, self.in_features, self.group, self.zeros)
+        return self._operands().weight
 
     def forward(self, input: Tensor) -> Tensor:
         """x [..., in_features] to [..., out_features], of x's dtype."""

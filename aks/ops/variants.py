@@ -35,6 +35,14 @@ def annotated_source(
     return ASTSource(kernel, signature, constants, attributes)
 
 
+def compile_options(config: Any, num_stages: int | None = None) -> dict[str, Any]:
+    """Options of a config with num_warps and pdl; num_stages: of loops, where the compiler is told of them."""
+    options = {"num_warps": config.num_warps}
+    if num_stages is not None:
+        options["num_stages"] = num_stages
+    return {**options, "launch_pdl": True} if config.pdl else options
+
+
 class Variants:
     """What of an op's configs is compiled.
 

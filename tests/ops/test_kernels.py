@@ -7,11 +7,8 @@ kernels are interpreted in fp16; on a GPU both dtypes run.
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import random
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from aks.core.device import find_device
 from aks.core.errors import IllegalConfigError, UnsupportedRoutineError
 from aks.ops import OPS
 from aks.ops.gemm.spec import GemmConfig, GemmProblem
+from tests.ops.interpreting import interpret
 
 ROOT = Path(__file__).parents[2]
 DEVICE = find_device("h200")
@@ -63,16 +61,7 @@ def interpreted_cases() -> list[tuple[GemmProblem, GemmConfig]]:
 @pytest.fixture(scope="module")
 def interpreted() -> dict[str, str]:
     cases = interpreted_cases()
-    answer = subprocess.run(
-        [sys.executable, "-m", "tests.ops.interpreted"],
-        input=json.dumps([["gemm", problem.to_row(), config.to_row()] for problem, config in cases]),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    assert answer.returncode == 0, answer.stderr[-3000:]
-    return {p.key() + c.key(): said for (p, c), said in zip(cases, json.loads(answer.stdout), strict=True)}
+    return {p.key() + c.key(): said for (p, c), said in zip(cases, interpret(cases), strict=True)}
 
 
 @pytest.mark.parametrize(("problem", "config"), interpreted_cases(), ids=lambda value: value.key().replace(" ", ","))

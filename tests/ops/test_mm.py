@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +16,7 @@ from aks.core.features import evaluate, evaluate_columns
 from aks.ops import OPS
 from aks.ops.mm import launch, reference
 from aks.ops.mm.spec import MmConfig, MmProblem
+from tests.ops.interpreting import interpret
 
 ROOT = Path(__file__).parents[2]
 OP = OPS["mm"]
@@ -41,16 +39,7 @@ def cases() -> list[tuple[MmProblem, MmConfig]]:
 
 @pytest.fixture(scope="module")
 def interpreted() -> list[str]:
-    answer = subprocess.run(
-        [sys.executable, "-m", "tests.ops.interpreted"],
-        input=json.dumps([["mm", problem.to_row(), config.to_row()] for problem, config in cases()]),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    assert answer.returncode == 0, answer.stderr[-3000:]
-    return json.loads(answer.stdout)
+    return interpret(cases())
 
 
 @pytest.mark.parametrize("index", range(len(cases())), ids=lambda index: cases()[index][0].key().replace(" ", ","))

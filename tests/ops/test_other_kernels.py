@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from aks.ops.int4_gemm.spec import Int4GemmProblem
 from aks.ops.int8_gemm.spec import Int8GemmProblem
 from aks.ops.quantize_rows.spec import OUT_DTYPES, QuantizeRowsProblem
 from aks.ops.rms_norm.spec import RmsNormProblem
+from tests.ops.interpreting import interpret
 
 ROOT = Path(__file__).parents[2]
 DEVICE = find_device("h200")
@@ -109,16 +107,7 @@ def interpreted_cases() -> list[tuple[Problem, Any]]:
 def interpreted(op_name: str) -> dict[str, str]:
     """What the interpreter says of all cases of an op: one process, since starting one takes longer than a case."""
     cases = [case for case in interpreted_cases() if op_name == case[0].OP]
-    answer = subprocess.run(
-        [sys.executable, "-m", "tests.ops.interpreted"],
-        input=json.dumps([[problem.OP, problem.to_row(), config.to_row()] for problem, config in cases]),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    assert answer.returncode == 0, answer.stderr[-3000:]
-    return {p.key() + c.key(): said for (p, c), said in zip(cases, json.loads(answer.stdout), strict=True)}
+    return {p.key() + c.key(): said for (p, c), said in zip(cases, interpret(cases), strict=True)}
 
 
 @pytest.mark.parametrize(

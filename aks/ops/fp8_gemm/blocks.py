@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import ScalingType, SwizzleType
 
 from aks.ops.fp8_gemm.spec import Fp8GemmProblem
+from aks.ops.gemm.reference import multiply
 from aks.ops.scaled.call import Operands
 from aks.ops.scaled.reference import dequantize
 from aks.ops.scaled.spec import BLOCK
@@ -57,12 +58,8 @@ def _runs(call: Callable[[], object]) -> bool:
 
 
 def _dequantized_mm(x: Tensor, w: Operands, out: Tensor) -> None:
-    x_whole = dequantize(x, w.x_scale, 1).to(out.dtype)
-    w_whole = dequantize(w.w, w.w_scale, BLOCK).to(out.dtype)
-    if w.bias is None:
-        torch.mm(x_whole, w_whole.T, out=out)
-    else:
-        torch.addmm(w.bias, x_whole, w_whole.T, out=out)
+    x_whole, w_whole = dequantize(x, w.x_scale, 1), dequantize(w.w, w.w_scale, BLOCK)
+    multiply(x_whole.to(out.dtype), w_whole.to(out.dtype), w.bias, out)
 
 
 def _scaled_mm(

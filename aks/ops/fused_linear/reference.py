@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from aks.ops.fused_linear.call import Operands
 from aks.ops.fused_linear.spec import FusedLinearProblem
-from aks.ops.gemm.reference import DTYPES, compare, make_matrices, poison, product, tolerances_at
+from aks.ops.gemm.reference import DTYPES, compare, make_matrices, multiply, poison, product, tolerances_at
 
 __all__ = ["Inputs", "check", "make_inputs", "poison", "reference", "vendor"]
 
@@ -103,10 +103,7 @@ def vendor(problem: FusedLinearProblem, x: Tensor, w: Operands, out: Tensor) -> 
     other = out if w.up is None else torch.empty_like(out)
 
     def run() -> None:
-        if w.bias is None:
-            torch.mm(x, w.w.T, out=out)
-        else:
-            torch.addmm(w.bias, x, w.w.T, out=out)
+        multiply(x, w.w, w.bias, out)
         if activate:
             activate(out)
         if w.up is not None:

@@ -16,7 +16,7 @@ from aks.ops.gemm import kernels
 from aks.ops.gemm.launch_spec import LAUNCH_SPEC
 from aks.ops.gemm.routines import Scratch, bind_routine
 from aks.ops.gemm.spec import GemmConfig, GemmProblem
-from aks.ops.variants import Variants, annotated_source
+from aks.ops.variants import Variants, annotated_source, compile_options
 
 BLOCK_ARGUMENTS = ("x_scale_block", "w_scale_block")
 """Arguments of the kernels that scales of blocks alone have."""
@@ -70,9 +70,7 @@ def source_for(
     config: Any, constants: dict[str, Any], type_of: Callable[[str], str], divisor_of: Callable[[str], int]
 ) -> tuple[ASTSource, dict[str, Any]]:
     """``source_of`` for any op that runs these kernels, as ``aks.ops.variants.annotated_source``."""
-    options = {"num_warps": config.num_warps, "num_stages": max(1, config.num_stages)}
-    if config.pdl:
-        options["launch_pdl"] = True
+    options = compile_options(config, max(1, config.num_stages))
     return annotated_source(KERNELS[config.kind], constants, type_of, divisor_of), options
 
 

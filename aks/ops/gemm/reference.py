@@ -117,6 +117,14 @@ def reference(problem: GemmProblem, x: Tensor, w: Tensor) -> Tensor:
     return product(x, w.T if problem.w_layout == "nk" else w)
 
 
+def multiply(x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor) -> None:
+    """``out = x @ w.T + bias`` by PyTorch's own product: x [M, K], w [N, K], bias [N] or None, out [M, N]."""
+    if bias is None:
+        torch.mm(x, w.T, out=out)
+    else:
+        torch.addmm(bias, x, w.T, out=out)
+
+
 def product(x: Tensor, wt: Tensor) -> Tensor:
     """``x @ wt`` in higher precision, as ``reference``: x [M, K] and wt [K, N] of any strides."""
     (m, k), n = x.shape, wt.shape[1]

@@ -184,13 +184,17 @@ def _configs() -> Iterator[GemmConfig]:
 CONFIGS = tuple(_configs())
 
 # A config that only pads or re-reads is as good as illegal: measuring it teaches nothing.
-SHAPE_RULES = (
+TILE_RULES = (
     Rule("block_m no taller than m needs", "block_m <= max(16, next_pow2(m))"),
     Rule(
         "weights are read at most 4 times (tiles that loop over K once)",
         "block_m == 0 or block_m >= 64 or m <= 4 * block_m",
     ),
     Rule("block_n no wider than n needs", "block_n <= max(64, next_pow2(n))"),
+)
+"""For any op with tiles of a product."""
+SHAPE_RULES = (
+    *TILE_RULES,
     Rule("every split of k has a block", "split_k < 2 or split_k * block_k <= k"),
     Rule("at most 4 rows of x (gemv)", "kind != GEMV or m <= 4"),
     Rule("at most 2 rows of x (stream)", "kind != STREAM or m <= 2"),

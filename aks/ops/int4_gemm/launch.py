@@ -19,7 +19,7 @@ from aks.ops.int4_gemm.kernels import int4_kernel
 from aks.ops.int4_gemm.launch_spec import LAUNCH_SPEC
 from aks.ops.int4_gemm.sparse import sparse_kernel
 from aks.ops.int4_gemm.spec import Int4GemmConfig, Int4GemmProblem
-from aks.ops.variants import Variants, annotated_source
+from aks.ops.variants import Variants, annotated_source, compile_options
 
 __all__ = ["VARIANTS", "Scratch", "bind", "compile_job", "compile_jobs", "compile_variant", "is_ready", "variant_of"]
 
@@ -53,11 +53,10 @@ def make_variant(config: Int4GemmConfig, values: Sequence[int]) -> Variant:
 def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
     """What Triton compiles for a variant, and with which options."""
     config = variant.config
-    options: dict[str, Any] = {"num_warps": config.num_warps, "num_stages": config.num_stages}
-    if config.pdl:
-        options["launch_pdl"] = True
-    divisor_of = partial(_divisor, variant=variant)
-    return annotated_source(KERNELS[config.kind], _constants(variant), _argument_type, divisor_of), options
+    source = annotated_source(
+        KERNELS[config.kind], _constants(variant), _argument_type, partial(_divisor, variant=variant)
+    )
+    return source, compile_options(config, config.num_stages)
 
 
 def _constants(variant: Variant) -> dict[str, Any]:

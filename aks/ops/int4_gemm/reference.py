@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from aks.core.errors import InvalidProblemError
-from aks.ops.gemm.reference import compare, make_matrices, poison, product, tolerances_at
+from aks.ops.gemm.reference import compare, make_matrices, multiply, poison, product, tolerances_at
 from aks.ops.int4_gemm.call import Operands
 from aks.ops.int4_gemm.packing import Int4Weight, by_k, dequantize, exact_rows, num_words, pack_meta, unpack
 from aks.ops.int4_gemm.spec import Int4GemmProblem
@@ -166,22 +166,15 @@ def dequantized(problem: Int4GemmProblem, x: Tensor, w: Operands, out: Tensor) -
     dense = w.dense
     if dense is None:
         raise InvalidProblemError("no bf16 copy of the weights is at hand; give Operands.dense, or has_bf16=False")
-    return lambda: _multiply(x, dense, w.bias, out)
+    return lambda: multiply(x, dense, w.bias, out)
 
 
 def unpacked(problem: Int4GemmProblem, x: Tensor, w: Operands, out: Tensor) -> Callable[[], object]:
     """A call that dequantises the weights, for some 40 operations of PyTorch, and multiplies by ``torch.mm``."""
     if x.device.type == "cpu":
         return lambda: out.copy_(reference(problem, x, w))
-    return lambda: _multiply(x, dequantize(w.weight), w.bias, out)
+    return lambda: multiply(x, dequantize(w.weight), w.bias, out)
 
 
 ROUTINES = {"torch": vendor, "dequantized": dequantized, "unpacked": unpacked}
 """By kind of config, those that are not our kernels."""
-
-
-def _multiply(x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor) -> None:
-    if bias is None:
-        torch.mm(x, w.T, out=out)
-    else:
-        torch.addmm(bias, x, w.T, out=out)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from aks.core.config import Config, ConfigSpace, Rule
 from aks.core.features import Feature
 from aks.core.problem import Problem
-from aks.ops.gemm.spec import SHAPE_RULES, SPLIT_COUNTERS, SPLIT_WORKSPACE_BYTES
+from aks.ops.gemm.spec import SPLIT_COUNTERS, SPLIT_WORKSPACE_BYTES, TILE_RULES
 from aks.ops.op import Op
 from aks.ops.tiles import Tiling, arithmetic_ns, tile_features, tile_wave_features
 
@@ -192,7 +192,7 @@ RULES = (
     Rule(
         "one row of x, known to have zeros, and weights k by k (sparse)", "kind != SPARSE or (m == 1 and density < 100)"
     ),
-    *SHAPE_RULES[:3],
+    *TILE_RULES,
     Rule("weights are dequantised at most 16 times", "block_m == 0 or m <= 16 * block_m"),
     Rule("at most 16 splits of k", f"kind == SPARSE or {SPLITS} <= {MAX_SPLITS}"),
     Rule("every split of k has a block", f"kind < BURST or {SPLITS} * {_PER_SPLIT} < {BLOCKS} + {_PER_SPLIT}"),

@@ -19,7 +19,7 @@ from aks.ops.quantize_rows.launch_spec import LAUNCH_SPEC
 from aks.ops.quantize_rows.spec import OUT_DTYPES, QuantizeRowsConfig, QuantizeRowsProblem
 from aks.ops.scaled.spec import BLOCK
 from aks.ops.scratch import NoScratch as Scratch
-from aks.ops.variants import Variants, annotated_source
+from aks.ops.variants import Variants, annotated_source, compile_options
 
 _TRITON_NAMES = {"fp8": "fp8e4nv", "int8": "i8"}
 _DIVISORS = {"x_ptr": 16, "out_ptr": 16, "x_row": 8, "out_row": 16, "K": 16}
@@ -54,11 +54,9 @@ def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
     def type_of(name: str) -> str:
         return types.get(name) or ("i64" if name.endswith(("_row", "_step", "_block")) else "i32")
 
-    options: dict[str, Any] = {"num_warps": variant.config.num_warps}
-    if variant.config.pdl:
-        options["launch_pdl"] = True
     kernel, constants = _KERNELS[variant.config.kind], _constants(variant)
-    return annotated_source(kernel, constants, type_of, lambda name: _DIVISORS.get(name, 1)), options
+    source = annotated_source(kernel, constants, type_of, lambda name: _DIVISORS.get(name, 1))
+    return source, compile_options(variant.config)
 
 
 def _constants(variant: Variant) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from aks.ops.rms_norm.kernels import rms_norm_kernel
 from aks.ops.rms_norm.launch_spec import LAUNCH_SPEC
 from aks.ops.rms_norm.spec import RmsNormConfig, RmsNormProblem
 from aks.ops.scratch import NoScratch as Scratch
-from aks.ops.variants import Variants, annotated_source
+from aks.ops.variants import Variants, annotated_source, compile_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,8 @@ def source_of(variant: Variant) -> tuple[ASTSource, dict[str, Any]]:
     def divisor_of(name: str) -> int:  # legal are 16-byte rows alone
         return 16 if name.endswith("_ptr") else 1 if name in ("eps", "one_plus") else 8
 
-    options: dict[str, Any] = {"num_warps": variant.config.num_warps}
-    if variant.config.pdl:
-        options["launch_pdl"] = True
-    return annotated_source(rms_norm_kernel, _constants(variant), type_of, divisor_of), options
+    source = annotated_source(rms_norm_kernel, _constants(variant), type_of, divisor_of)
+    return source, compile_options(variant.config)
 
 
 def _constants(variant: Variant) -> dict[str, Any]:
